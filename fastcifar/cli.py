@@ -1,0 +1,87 @@
+"""The `fastcifar` command: picks a subcommand, and turns a user's mistake into one line and exit code 2."""
+
+import importlib
+import os
+import sys
+
+# Kept here as text so that `fastcifar --help` imports nothing.
+COMMANDS = {
+    "speedrun": "train the fastest network for this device to a target accuracy; one result card at the end",
+    "train": "train by a recipe, with settings changed on the command line",
+    "evaluate": "score a finished run on the test set",
+    "recipes": "list the recipes",
+    "convert": "write a data set as an FFCV, DALI or NumPy artefact",
+    "inspect": "say what is in an artefact",
+    "verify": "check an artefact's hashes and pixels",
+    "bench": "measure loaders, kernels, conversion and training steps",
+    "doctor": "say what is installed, what works here, and how to get what is missing",
+}
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [
+        "usage: fastcifar COMMAND [OPTIONS]",
+        "",
+        "Train small image networks fast and honestly: CIFAR-10 from converted data, on whatever device there is.",
+        "",
+        "commands:",
+        *(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()),
+        "",
+        "`fastcifar COMMAND --help` lists a command's options; `fastcifar --version` prints the version.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Exit codes: 0 done; 1 a check, a gate or the training itself failed; 2 a wrong setting or unusable data; 130
+    interrupted. Each failure is one line on stderr; `FASTCIFAR_TRACEBACK=1` shows where it came from.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    name = argv[0] if argv else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        from fastcifar import __version__
+
+        print(f"fastcifar {__version__}")
+        return 0
+    if name not in COMMANDS:
+        return _fail(f"no command {name!r}; it takes one of: {', '.join(COMMANDS)}", 2)
+    try:
+        return _run(name, argv[1:])
+    except BrokenPipeError:
+        # The reader went away (`fastcifar recipes | head`): not our mistake, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ArithmeticError, KeyboardInterrupt) as error:
+        if os.environ.get("FASTCIFAR_TRACEBACK"):
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            return _fail(f"{name}: interrupted", 130)
+        return _fail(f"{name}: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+
+
+def _fail(message: str, code: int) -> int:
+    print("fastcifar " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _run(name: str, rest: list[str]) -> int:
+    import tyro
+
+    command = importlib.import_module(f"fastcifar.commands.{name}")
+    args = tyro.cli(
+        command.Args,
+        prog=f"fastcifar {name}",
+        description=COMMANDS[name],
+        args=rest,
+    )
+    return command.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

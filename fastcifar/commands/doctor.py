@@ -1,0 +1,67 @@
+"""`fastcifar doctor`: what is installed, what works here, and how to get the rest."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of `fastcifar doctor`."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def run(args: Args) -> int:
+    """Print device, versions, pipelines and data; exit code 1 where nothing can train."""
+    import json
+
+    import torch
+
+    from fastcifar import data, pipelines
+    from fastcifar.config import TrainConfig
+    from fastcifar.report.environment import revision, versions
+    from fastcifar.training.device import describe, pick_device, pick_dtype, use_compile
+
+    device = pick_device()
+    settings = TrainConfig()
+    try:
+        source = data.locate("auto", download=False)
+        found = "not found; the drawn stand-in shapes10 takes its place" if source.path is None else str(source.path)
+    except ValueError as error:
+        found = str(error)
+    report = {
+        "device": describe(device),
+        "dtype": str(pick_dtype(settings, device)).removeprefix("torch."),
+        "compile": use_compile(settings, device),
+        "gpu": torch.cuda.is_available(),
+        "revision": revision(),
+        "versions": versions(),
+        "pipelines": {name: pipelines.available(name) for name in pipelines.NAMES},
+        "cifar10": found,
+        "cache": str(data.cache_dir()),
+    }
+    if args.json:
+        print(json.dumps(report))
+    else:
+        _print(report)
+    return 0 if report["pipelines"]["resident"] is None else 1  # type: ignore[index]
+
+
+def _print(report: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, title="fastcifar doctor", title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    compiled = "compiled" if report["compile"] else "not compiled"
+    table.add_row("device", f"{report['device']}: trains in {report['dtype']}, {compiled}")
+    table.add_row("versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
+    if report["revision"]:
+        table.add_row("revision", report["revision"])
+    for name, reason in report["pipelines"].items():
+        table.add_row(f"pipeline {name}", "works" if reason is None else reason)
+    table.add_row("CIFAR-10", report["cifar10"])
+    table.add_row("cache", report["cache"])
+    console = Console(highlight=False)
+    console.print(table)

@@ -1,0 +1,75 @@
+"""`fastcifar speedrun`: the main job, from data to result card."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of `fastcifar speedrun`."""
+
+    data: Path | None = None
+    """CIFAR folder, its .tar.gz, or a folder that holds one; else $FASTCIFAR_DATA, ./data, the cache, a download."""
+    dataset: str = "auto"
+    """cifar10, cifar100, shapes10, or auto: CIFAR-10 where it can be had, else the drawn stand-in shapes10."""
+    pipeline: str = "resident"
+    """resident, ffcv, dali or torchvision."""
+    runs: int = 1
+    """Runs with seeds seed, seed + 1, ...; the last lines give their mean and deviation."""
+    seed: int = 0
+    """Seed of the first run."""
+    recipe: str | None = None
+    """Recipe in place of the device's and data set's own."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    """section.key=value on top of the recipe; may be given again and again."""
+    out: Path | None = None
+    """Folder of the run (of the runs, when several); a new one under ./runs by default."""
+
+
+TARGETS = {"cifar10": 0.94, "shapes10": 0.90}
+
+
+def run(args: Args) -> int:
+    """Train, evaluate, print the cards; the JSON of the card (or of all of them) is the last line."""
+    if args.runs < 1:
+        raise ValueError(f"--runs: got {args.runs}, takes a whole number above 0")
+    import json
+    from dataclasses import asdict
+
+    from fastcifar import config as configs
+    from fastcifar.config import DataConfig
+    from fastcifar.report.card import render, summarise
+    from fastcifar.report.progress import Reporter
+    from fastcifar.report.run_folder import RunFolder
+    from fastcifar.training.clock import Clock
+    from fastcifar.training.run import run as train
+    from fastcifar.training.session import find_data
+
+    clock = Clock()
+    cards = []
+    with Reporter() as reporter:
+        source = find_data(DataConfig(args.dataset, str(args.data or "")), clock, reporter)
+        recipe = args.recipe or ("speedrun-shapes10" if source.dataset == "shapes10" else "speedrun")
+        for seed in range(args.seed, args.seed + args.runs):
+            config = configs.load(recipe, [*_settings(args, source.dataset, seed), *args.set])
+            out = args.out / f"seed{seed}" if args.out and args.runs > 1 else args.out
+            folder = RunFolder.create(out, config)
+            card = train(config, folder, clock, reporter, source=source, target=TARGETS.get(source.dataset))
+            reporter.console.print(render(card))
+            cards.append(card)
+            clock = Clock(since_process_start=False)
+    if args.runs == 1:
+        print(json.dumps(cards[0].to_json()))
+    else:
+        summary = summarise(cards)
+        print(summary.sentence)
+        print(json.dumps({**asdict(summary), "cards": [card.to_json() for card in cards]}))
+    return 0
+
+
+def _settings(args: Args, dataset: str, seed: int) -> list[str]:
+    path = [f"data.path='{args.data}'"] if args.data else []
+    return [f"data.dataset={dataset}", f"pipeline.name={args.pipeline}", f"seed={seed}", *path]

@@ -1,0 +1,322 @@
+"""The one schema of a run: frozen dataclasses, filled from a TOML recipe and then from the command line."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from fastcifar.kernels import Augmentation
+
+PIPELINES = ("resident", "ffcv", "dali", "torchvision")
+TTA_LEVELS = ("none", "mirror", "mirror_translate")
+
+
+def _check(name: str, value: object, ok: bool, takes: str) -> None:
+    if not ok:
+        raise ValueError(f"{name}: got {value!r}, takes {takes}")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    _check(name, value, value in choices, "one of " + ", ".join(choices))
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images."""
+
+    dataset: str = "auto"
+    """cifar10, cifar100, shapes10, or auto: CIFAR-10 where it can be had, else the drawn stand-in shapes10."""
+    path: str = ""
+    """Folder or .tar.gz to read; empty: $FASTCIFAR_DATA, ./data, the cache folder, then a download."""
+    validation: float = 0.0
+    """Held out from training: a share (under 1) or a count of images, stratified by class; 0 trains on everything."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a data set."""
+        _check_choice("data.dataset", self.dataset, ("auto", "cifar10", "cifar100", "shapes10"))
+        whole = self.validation == int(self.validation)
+        takes = "0, a share under 1, or a whole count"
+        _check("data.validation", self.validation, self.validation >= 0 and (self.validation < 1 or whole), takes)
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Where batches come from."""
+
+    name: str = "resident"
+    """resident, ffcv, dali or torchvision."""
+    batch_size: int = 500
+    """Images a step."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown pipelines and empty batches."""
+        _check_choice("pipeline.name", self.name, PIPELINES)
+        _check("pipeline.batch_size", self.batch_size, self.batch_size > 0, "a whole number above 0")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str = "speednet"
+    """A name of `fastcifar.models.NAMES`."""
+    widths: tuple[int, ...] = ()
+    """Channels of each stage; empty: the network's own."""
+    max_parameters: int = 5_000_000
+    """A network with this many parameters or more is an error; 0 allows any."""
+
+    def __post_init__(self) -> None:
+        """Refuse budgets and widths that no network has."""
+        _check("model.max_parameters", self.max_parameters, self.max_parameters >= 0, "a whole number, 0 for no limit")
+        _check("model.widths", self.widths, all(w > 0 for w in self.widths), "a list of whole numbers above 0")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights move."""
+
+    name: str = "muon"
+    """muon (convolutions; SGD-Nesterov for the rest), sgd, nesterov, adam or adamw."""
+    lr: float = 0.24
+    """Peak learning rate (of the convolutions, for muon)."""
+    momentum: float = 0.6
+    """Momentum (of the convolutions, for muon)."""
+    weight_decay: float = 2e-6
+    """Weight decay; for muon (all but the convolutions) the shrinkage an image of a batch, at the peak rate."""
+    decay_norms: bool = True
+    """Whether weight decay reaches normalisation parameters and biases too."""
+    bias_lr: float = 0.053
+    """muon: learning rate of biases and norms, an image of a batch (times the batch size, as the loss is a mean)."""
+    head_lr: float = 0.67
+    """muon: learning rate of the last layer, an image of a batch."""
+    sgd_momentum: float = 0.85
+    """muon: Nesterov momentum of biases, norms and the last layer."""
+    clip_norm: float = 0.0
+    """Largest norm of the whole gradient; 0 leaves it alone."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates and momenta out of range."""
+        _check_choice("optimizer.name", self.name, ("muon", "sgd", "nesterov", "adam", "adamw"))
+        for name in ("lr", "bias_lr", "head_lr"):
+            _check(f"optimizer.{name}", getattr(self, name), getattr(self, name) > 0, "a number above 0")
+        for name in ("momentum", "sgd_momentum"):
+            _check(f"optimizer.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
+        for name in ("weight_decay", "clip_norm"):
+            _check(f"optimizer.{name}", getattr(self, name), getattr(self, name) >= 0, "a number of at least 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate goes over the run."""
+
+    name: str = "linear"
+    """linear (to 0), cosine (to 0) or constant, after the warm-up."""
+    warmup: float = 0.0
+    """Share of the run over which the rate rises linearly from 0."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown schedules."""
+        _check_choice("schedule.name", self.name, ("linear", "cosine", "constant"))
+        _check("schedule.warmup", self.warmup, 0 <= self.warmup < 1, "a share from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Train at `pixels` until the share `until` of the run is done."""
+
+    until: float
+    pixels: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share and no size."""
+        _check("train.resolution.until", self.until, 0 < self.until <= 1, "a share above 0 and up to 1")
+        _check("train.resolution.pixels", self.pixels, self.pixels >= 8, "at least 8 pixels")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    epochs: float = 8.0
+    """Passes over the training images; a fraction ends within an epoch."""
+    label_smoothing: float = 0.2
+    """Share of each label spread over all classes."""
+    whiten_epochs: float = 3.0
+    """Epochs for which the bias of a whitening stem is trained; the rate falls linearly to 0 meanwhile."""
+    resolution: tuple[Resolution, ...] = ()
+    """Progressive resolution; empty: the images as they are, throughout."""
+    averaging: str = "none"
+    """none, ema (evaluate the average) or lookahead (every 5 steps the weights go on from the average)."""
+    averaging_decay: float = 0.95
+    """Decay of the average, a step; for lookahead it grows with the cube of progress."""
+    dtype: str = "auto"
+    """float32, bfloat16, float16 or auto: bfloat16 where the device computes in it, else float32."""
+    compile: str = "auto"
+    """on, off or auto: torch.compile where it was measured to pay (on a GPU)."""
+    threads: int = 0
+    """CPU threads; 0 takes what torch takes."""
+    checkpoint_epochs: float = 1.0
+    """Epochs between checkpoints; 0 writes none."""
+
+    def __post_init__(self) -> None:
+        """Refuse lengths and shares out of range."""
+        _check("train.epochs", self.epochs, self.epochs > 0, "a number above 0")
+        _check("train.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a share below 1")
+        _check("train.whiten_epochs", self.whiten_epochs, self.whiten_epochs >= 0, "a number of at least 0")
+        _check("train.averaging_decay", self.averaging_decay, 0 <= self.averaging_decay < 1, "a number below 1")
+        _check("train.threads", self.threads, self.threads >= 0, "a whole number of at least 0")
+        _check("train.checkpoint_epochs", self.checkpoint_epochs, self.checkpoint_epochs >= 0, "a number of at least 0")
+        _check_choice("train.averaging", self.averaging, ("none", "ema", "lookahead"))
+        _check_choice("train.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("train.compile", self.compile, ("auto", "on", "off"))
+        shares = [stage.until for stage in self.resolution]
+        rising = shares == sorted(shares) and (not shares or shares[-1] == 1)
+        _check("train.resolution", shares, rising, "stages whose `until` rises and ends at 1")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How accuracy is measured."""
+
+    tta: str = "mirror_translate"
+    """Views averaged a test image: none (1), mirror (2) or mirror_translate (6, as airbench)."""
+    batch_size: int = 1000
+    """Images a forward pass."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown views."""
+        _check_choice("evaluate.tta", self.tta, TTA_LEVELS)
+        _check("evaluate.batch_size", self.batch_size, self.batch_size > 0, "a whole number above 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. What is not here does not change a run's result."""
+
+    name: str = "custom"
+    """The recipe's name."""
+    summary: str = ""
+    """One line on what the recipe is for."""
+    seed: int = 0
+    """Fixes initial weights, order and augmentation."""
+    data: DataConfig = field(default_factory=DataConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse seeds that the counter-based generator has no room for."""
+        _check("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with fastcifar, sorted."""
+    files = resources.files("fastcifar.recipes").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load(recipe: str, settings: Sequence[str] = ()) -> Config:
+    """The configuration of a recipe (a name, or the path of a TOML file) with `section.key=value` settings on top.
+
+    Raises `ValueError` naming the setting, what it got and what it takes.
+    """
+    if recipe in recipe_names():
+        text = (resources.files("fastcifar.recipes") / f"{recipe}.toml").read_text(encoding="utf-8")
+    elif recipe.endswith(".toml"):
+        text = Path(recipe).read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"recipe: got {recipe!r}, takes a .toml file or one of: {', '.join(recipe_names())}")
+    return parse(text, settings, where=recipe)
+
+
+def parse(text: str, settings: Sequence[str] = (), *, where: str = "recipe") -> Config:
+    """The configuration that TOML `text` says, with `settings` on top."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{where}: not TOML: {error}") from None
+    for setting in settings:
+        _apply(tree, setting)
+    return _build(Config, tree, "")
+
+
+def dumps(config: Config) -> str:
+    """The configuration as TOML that `parse` reads back to an equal one."""
+    import tomli_w
+
+    return tomli_w.dumps(_plain(asdict(config)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _apply(tree: dict[str, Any], setting: str) -> None:
+    """Put one `section.key=value` into the tree; the value is TOML, or else a bare string."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set: got {setting!r}, takes section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *path, last = key.strip().split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ValueError(f"--set: {key!r}: {part!r} is a value, not a section")
+    tree[last] = value
+
+
+def _build(kind: type, tree: Any, path: str) -> Any:
+    """An instance of dataclass `kind` from a tree of plain values; unknown and missing keys are errors."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path or 'recipe'}: got {tree!r}, takes a section of settings")
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    for key in tree:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(
+                f"{_join(path, key)}: no such setting{hint}; {path or 'a recipe'} takes {', '.join(known)}"
+            )
+    for name, f in known.items():
+        if name not in tree and f.default is MISSING and f.default_factory is MISSING:
+            raise ValueError(f"{_join(path, name)}: missing")
+    return kind(**{key: _convert(hints[key], value, _join(path, key)) for key, value in tree.items()})
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+_TAKES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    if is_dataclass(kind):
+        return _build(kind, value, path)  # type: ignore[arg-type]
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path}: got {value!r}, takes a list")
+        return tuple(_convert(get_args(kind)[0], item, path) for item in value)
+    if isinstance(kind, UnionType):
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ValueError(f"{path}: got {value!r}, takes {_TAKES.get(kind, kind.__name__)}")
+    return value

@@ -1,0 +1,67 @@
+"""The folder that a run leaves behind.
+
+config.toml          the resolved configuration
+environment.json     versions, device, code revision, command
+metrics.jsonl        one line an epoch
+weights.safetensors  the network as evaluated
+checkpoint.safetensors   the last whole epoch's state, for --resume
+card.json            the result
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from fastcifar import config as configs
+from fastcifar.config import Config
+
+
+class RunFolder:
+    """Paths and writers of one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.weights = path / "weights.safetensors"
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.card = path / "card.json"
+
+    @classmethod
+    def create(cls, path: Path | None, config: Config) -> "RunFolder":
+        """A new folder at `path`, or under ./runs with a name that says when and what. `ValueError` where a run is."""
+        if path is None:
+            stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-seed{config.seed}"
+            path = next(p for i in range(1000) if not (p := Path("runs") / (f"{stem}-{i}" if i else stem)).exists())
+        folder = cls(path)
+        if folder.config.exists():
+            raise ValueError(f"--out: {path} holds a run already; go on with --resume {path}, or name another folder")
+        path.mkdir(parents=True, exist_ok=True)
+        folder.config.write_text(configs.dumps(config), encoding="utf-8")
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of an earlier run. `ValueError` where there is none."""
+        folder = cls(path)
+        if not folder.config.is_file():
+            raise ValueError(f"{path}: not a run folder (no {folder.config.name} in it)")
+        return folder
+
+    def read_config(self) -> Config:
+        """The run's resolved configuration."""
+        return configs.parse(self.config.read_text(encoding="utf-8"), where=str(self.config))
+
+    def append_metrics(self, entry: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop the lines of epochs that ended after `step`: a resumed run writes them again."""
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            self.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,74 @@
+"""What the run computes on: device, dtype, threads, and a memory allocator that keeps what it has."""
+
+import ctypes
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+from fastcifar.config import TrainConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The compute dtype: as set, or bfloat16 where the device has units for it.
+
+    On a CPU without them bfloat16 is emulated, and hundreds of times slower than float32.
+    """
+    if config.dtype != "auto":
+        return DTYPES[config.dtype]
+    if device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else torch.float32
+
+
+def use_compile(config: TrainConfig, device: torch.device) -> bool:
+    """Whether to compile the step: on a CPU it was measured to cost 40 s and win nothing (bench/LOG.md)."""
+    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for cards: a GPU's name, or the CPU's with the threads in use and its matrix units."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    units = "AMX" if "amx_bf16" in _cpu_flags() else torch.backends.cpu.get_cpu_capability()
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads, {units}"
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep freed memory instead of returning it to the system after every step; False where it cannot.
+
+    A step frees and takes the same few hundred megabytes again. By default glibc maps blocks of this size afresh each
+    time, and the system clears every page: that was a quarter of a training step (bench/LOG.md).
+    """
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28))
+    return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+def _cpu_flags() -> set[str]:
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
+    return set(match.group(1).split()) if match else set()
+
+
+def _cpu_name() -> str:
+    match = re.search(r"^model name\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
+    return match.group(1).strip() if match else platform.machine()
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,79 @@
+"""Accuracy with and without test-time augmentation (TTA), from one pass over a pipeline."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fastcifar.pipelines import Batch
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits float32 [n, classes] without and with TTA, beside int64 labels [n] and indices [n] in the data set."""
+
+    logits: Tensor
+    tta_logits: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1 without TTA, a share."""
+        return _top1(self.logits, self.labels)
+
+    @property
+    def tta_accuracy(self) -> float:
+        """Top-1 with TTA, a share."""
+        return _top1(self.tta_logits, self.labels)
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy without TTA and without label smoothing, in nats."""
+        return F.cross_entropy(self.logits, self.labels).item()
+
+
+def _top1(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).float().mean().item()
+
+
+@torch.no_grad()
+def predict(network: nn.Module, batches: "Iterable[Batch]", tta: str, dtype: torch.dtype) -> Predictions:
+    """Predictions for all images of `batches`, the network in evaluation mode meanwhile."""
+    rows: list[tuple[Tensor, ...]] = []
+    was_training = network.training
+    network.eval()
+    for batch in batches:
+        with torch.autocast(batch.images.device.type, dtype, enabled=dtype != torch.float32):
+            plain, averaged = _views(network, batch.images, tta)
+        # The pipeline may reuse its buffers for the next batch.
+        rows.append((plain.float(), averaged.float(), batch.labels.clone(), batch.indices.clone()))
+    network.train(was_training)
+    return Predictions(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+
+def _views(network: nn.Module, images: Tensor, tta: str) -> tuple[Tensor, Tensor]:
+    """Logits of the images, and their weighted mean over the views of `tta`.
+
+    mirror_translate is airbench's: half the weight on the image and its mirror image, half on the same two views moved
+    by one pixel up-left and down-right.
+    """
+    plain = network(images)
+    if tta == "none":
+        return plain, plain
+    mirrored = 0.5 * (plain + network(images.flip(-1)))
+    if tta == "mirror":
+        return plain, mirrored
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (1, 1, 1, 1), "reflect")
+    moved = [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
+    views = [_channels_last(view) for image in moved for view in (image, image.flip(-1))]
+    return plain, 0.5 * mirrored + 0.5 * torch.stack([network(view) for view in views]).mean(0)
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)

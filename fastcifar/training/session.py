@@ -1,0 +1,136 @@
+"""What a run stands on: data set, artefact, device and dtype, and the pipelines and networks made from them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastcifar import artefacts, data, kernels, models, pipelines
+from fastcifar.config import Config, DataConfig
+from fastcifar.report.progress import Reporter
+from fastcifar.training.clock import Clock
+from fastcifar.training.device import keep_freed_memory, pick_device, pick_dtype
+from fastcifar.training.evaluation import Predictions, predict
+
+WHITENING_IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class Session:
+    """A configuration with everything found that it asks for."""
+
+    config: Config
+    artefact: Path
+    index: artefacts.Index
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def prepare(cls, config: Config, source: data.Source, clock: Clock, reporter: Reporter) -> "Session":
+        """Set the process up for the run and find or convert the artefact that its pipeline reads."""
+        keep_freed_memory()
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        with clock.part("convert"):
+            wanted = pipelines.needs(config.pipeline.name)
+            artefact = artefacts.cached(source, wanted, on_progress=_progress(reporter, "converting"))
+        device = pick_device()
+        return cls(config, artefact, artefacts.read_index(artefact), device, pick_dtype(config.train, device))
+
+    def training_pipeline(self, rows_n: np.ndarray | None) -> pipelines.Pipeline:
+        """Augmented batches of the training images, or of the given rows of them."""
+        return pipelines.open(
+            self.artefact,
+            self.config.pipeline.name,
+            part="train",
+            batch_size=self.config.pipeline.batch_size,
+            augmentation=self.config.augmentation,
+            dtype=self.dtype,
+            device=self.device,
+            seed=self.config.seed,
+            rows=rows_n,
+        )
+
+    def predictions(self, network: nn.Module, part: str, tta: str, rows_n: np.ndarray | None = None) -> Predictions:
+        """The network's predictions for a part, or for the given rows of it, in order."""
+        with pipelines.open(
+            self.artefact,
+            self.config.pipeline.name,
+            part=part,
+            batch_size=self.config.evaluate.batch_size,
+            dtype=self.dtype,
+            device=self.device,
+            shuffle=False,
+            drop_last=False,
+            rows=rows_n,
+        ) as pipeline:
+            return predict(network, pipeline.epoch(0), tta, self.dtype)
+
+    def network(self) -> nn.Module:
+        """The run's network as the seed initialises it, on the device, channels-last; a whitening stem is set."""
+        torch.manual_seed(self.config.seed)
+        model = self.config.model
+        network = models.build(
+            model.name,
+            num_classes=len(self.index.class_names),
+            widths=model.widths,
+            max_parameters=model.max_parameters,
+        )
+        if hasattr(network, "init_whiten"):
+            network.init_whiten(self._first_images())
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def split_rows(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Rows to train on and rows held out for validation; (None, None) where none are."""
+        if not self.config.data.validation:
+            return None, None
+        labels_n = artefacts.read(self.artefact, "train").labels_n
+        return stratified_rows(labels_n, self.config.data.validation, self.config.seed)
+
+    def _first_images(self) -> Tensor:
+        """The first training images, normalised, float32 [n, 3, h, w]."""
+        images_nhwc = np.ascontiguousarray(artefacts.read(self.artefact, "train").images_nhwc[:WHITENING_IMAGES])
+        height, width = images_nhwc.shape[1:3]
+        rows_n = np.arange(len(images_nhwc))
+        plan = kernels.draw_plan(kernels.Augmentation(), seed=0, epoch=0, indices_n=rows_n, height=height, width=width)
+        normalisation = kernels.Normalisation(self.index.mean, self.index.std)
+        return kernels.augment(images_nhwc, plan, normalisation, dtype=torch.float32)
+
+
+def find_data(config: DataConfig, clock: Clock, reporter: Reporter, *, download: bool = True) -> data.Source:
+    """Where the data set is; a banner says so when the drawn stand-in takes its place."""
+    path = Path(config.path).expanduser() if config.path else None
+    with clock.part("load"):
+        source = data.locate(config.dataset, path, download=download, on_progress=_progress(reporter, "downloading"))
+    if source.dataset == "shapes10" and config.dataset == "auto":
+        reporter.banner(
+            "CIFAR-10 was not found and could not be downloaded. Going on with shapes10, a drawn stand-in of CIFAR's "
+            "shape: its accuracies are not CIFAR-10 accuracies. To use CIFAR-10, name its folder or .tar.gz by --data "
+            "or $FASTCIFAR_DATA, or put it into ./data."
+        )
+    return source
+
+
+def stratified_rows(labels_n: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out, int64, ascending, both with the classes' shares of the whole.
+
+    `validation` is a share (under 1) or a count of the whole. A function of the labels and the seed alone.
+    """
+    num = round(validation * len(labels_n)) if validation < 1 else int(validation)
+    if not 0 < num < len(labels_n):
+        raise ValueError(f"data.validation: got {num} images, takes 1 to {len(labels_n) - 1}")
+    # Each class's rows, shuffled, are spread evenly over 0..1: the first `num` of all hold every class's share.
+    shuffled = np.random.default_rng(seed).permutation(len(labels_n))
+    place = np.empty(len(labels_n))
+    for label in np.unique(labels_n):
+        rows = shuffled[labels_n[shuffled] == label]
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order = np.argsort(place, kind="stable")
+    return np.sort(order[num:]), np.sort(order[:num])
+
+
+def _progress(reporter: Reporter, name: str) -> Callable[[int, int], None]:
+    return lambda done, total: reporter.advance(name, done, total)
