@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 
 # Kept here as text so that `fastcifar --help` imports nothing.
@@ -14,6 +15,7 @@ COMMANDS = {
     "inspect": "say what is in an artefact",
     "verify": "check an artefact's hashes and pixels",
     "bench": "measure loaders, kernels, conversion and training steps",
+    "summary": "print a network's layers: shapes, parameters, FLOPs, memory",
     "doctor": "say what is installed, what works here, and how to get what is missing",
 }
 
@@ -50,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fastcifar {__version__}")
         return 0
     if name not in COMMANDS:
-        return _fail(f"no command {name!r}; it takes one of: {', '.join(COMMANDS)}", 2)
+        return _fail(f": no command {name!r}; it takes one of: {', '.join(COMMANDS)}", 2)
     try:
         return _run(name, argv[1:])
     except BrokenPipeError:
@@ -61,12 +63,12 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("FASTCIFAR_TRACEBACK"):
             raise
         if isinstance(error, KeyboardInterrupt):
-            return _fail(f"{name}: interrupted", 130)
-        return _fail(f"{name}: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+            return _fail(f" {name}: interrupted", 130)
+        return _fail(f" {name}: {error}", 1 if isinstance(error, ArithmeticError) else 2)
 
 
 def _fail(message: str, code: int) -> int:
-    print("fastcifar " + " ".join(message.split()), file=sys.stderr)
+    print("fastcifar" + re.sub(r"\s+", " ", message), file=sys.stderr)
     return code
 
 

@@ -46,18 +46,20 @@ def run(args: Args) -> int:
     from fastcifar.report.run_folder import RunFolder
     from fastcifar.training.clock import Clock
     from fastcifar.training.run import run as train
-    from fastcifar.training.session import find_data
+    from fastcifar.training.session import find_data, resolve
 
     clock = Clock()
     cards = []
+    # Wrong settings are said before a download starts.
+    configs.load(args.recipe or "speedrun", _settings(args, args.seed))
     with Reporter() as reporter:
         source = find_data(DataConfig(args.dataset, str(args.data or "")), clock, reporter)
         recipe = args.recipe or ("speedrun-shapes10" if source.dataset == "shapes10" else "speedrun")
         for seed in range(args.seed, args.seed + args.runs):
-            config = configs.load(recipe, [*_settings(args, source.dataset, seed), *args.set])
+            config = resolve(configs.load(recipe, _settings(args, seed)), source)
             out = args.out / f"seed{seed}" if args.out and args.runs > 1 else args.out
             folder = RunFolder.create(out, config)
-            card = train(config, folder, clock, reporter, source=source, target=TARGETS.get(source.dataset))
+            card = train(config, source, folder, clock, reporter, target=TARGETS.get(source.dataset))
             reporter.console.print(render(card))
             cards.append(card)
             clock = Clock(since_process_start=False)
@@ -70,6 +72,5 @@ def run(args: Args) -> int:
     return 0
 
 
-def _settings(args: Args, dataset: str, seed: int) -> list[str]:
-    path = [f"data.path='{args.data}'"] if args.data else []
-    return [f"data.dataset={dataset}", f"pipeline.name={args.pipeline}", f"seed={seed}", *path]
+def _settings(args: Args, seed: int) -> list[str]:
+    return [f"pipeline.name={args.pipeline}", f"seed={seed}", *args.set]

@@ -49,8 +49,11 @@ def run(args: Args) -> int:
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
     from fastcifar.training.clock import Clock
+    from fastcifar.training.run import run as train
+    from fastcifar.training.session import find_data, resolve
 
     clock = Clock()
+    resume = args.resume is not None
     if args.resume is not None:
         if settings(args) or args.out is not None:
             raise ValueError("--resume: goes on with the run's own configuration, takes no other setting beside it")
@@ -58,12 +61,12 @@ def run(args: Args) -> int:
         config = folder.read_config()
     else:
         config = configs.load(args.recipe, settings(args))
-        folder = RunFolder.create(args.out, config)
-
-    from fastcifar.training.run import run as train
-
     with Reporter() as reporter:
-        card = train(config, folder, clock, reporter, resume=args.resume is not None)
+        source = find_data(config.data, clock, reporter)
+        if not resume:
+            config = resolve(config, source)
+            folder = RunFolder.create(args.out, config)
+        card = train(config, source, folder, clock, reporter, resume=resume)
         reporter.console.print(render(card))
     print(json.dumps(card.to_json()))
     return 0

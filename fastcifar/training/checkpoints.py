@@ -31,10 +31,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def save_weights(path: Path, network: nn.Module, about: dict[str, str]) -> None:
+def save_weights(path: Path, network: nn.Module, about: dict[str, Any]) -> None:
     """Write the network's state to a safetensors file, with `about` as its metadata."""
-    state = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
-    write_atomically(path, save(state, metadata=about))
+    write_atomically(path, _to_bytes(network.state_dict(), about))
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
@@ -62,8 +61,7 @@ def save_checkpoint(
                     tensors[f"optimizer.{i}.{key}.{name}"] = value
                 elif value is not None:
                     scalars[f"optimizer.{i}.{key}.{name}"] = value
-    about = {"format": FORMAT, "step": str(step), "scalars": json.dumps(scalars)}
-    write_atomically(path, save({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, metadata=about))
+    write_atomically(path, _to_bytes(tensors, {"format": FORMAT, "step": step, "scalars": scalars}))
 
 
 def load_checkpoint(
@@ -74,7 +72,7 @@ def load_checkpoint(
     if about.get("format") != FORMAT:
         raise ValueError(f"{path}: found format {about.get('format')!r}, expected {FORMAT!r}")
     states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
-    entries = {**tensors, **json.loads(about["scalars"])}
+    entries = {**tensors, **about["scalars"]}
     try:
         for name, value in entries.items():
             if name.startswith("optimizer."):
@@ -88,7 +86,7 @@ def load_checkpoint(
             average.copy_(tensors[f"average.{name}"])
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: does not fit this run's network and optimiser: {error}") from None
-    return int(about["step"])
+    return about["step"]
 
 
 def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
@@ -99,13 +97,20 @@ def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _to_bytes(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+    # One metadata key: safetensors writes several in an order that differs from process to process.
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    return save(plain, metadata={"fastcifar": json.dumps(about, sort_keys=True)})
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected safetensors weights")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            about = json.loads((file.metadata() or {}).get("fastcifar", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
 
 

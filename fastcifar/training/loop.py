@@ -223,9 +223,13 @@ class _Tally:
 
     def _check(self) -> None:
         """Raise for the first loss that is not finite among those not looked at yet."""
-        finite = torch.stack(self._losses[self._num_checked :]).isfinite().tolist()
+        finite = [math.isfinite(loss) for loss in _numbers(self._losses[self._num_checked :])]
         if not all(finite):
             bad = self._num_checked + finite.index(False)
             step = self._last_step - len(self._losses) + 1 + bad
             raise NonFiniteLossError(f"the loss is {self._losses[bad].item()} at step {step}")
         self._num_checked = len(self._losses)
+
+
+def _numbers(scalars: list[Tensor]) -> list[float]:
+    return torch.stack(scalars).tolist() if scalars else []

@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 def run(
     config: Config,
+    source: data.Source,
     folder: RunFolder,
     clock: Clock,
     reporter: Reporter,
     *,
-    source: data.Source | None = None,
     target: float | None = None,
     resume: bool = False,
 ) -> Card:
     """Train and score `config`, everything into `folder`; `resume` goes on from its checkpoint.
 
-    `source` is the data set where it was found already; `target` is a share of the test set that the card compares
-    with. Raises `ValueError` (a wrong setting or unusable data) and `loop.NonFiniteLossError`.
+    `source` is the data set; `target` is a share of the test set that the card compares with. Raises `ValueError` (a
+    wrong setting or unusable data) and `loop.NonFiniteLossError`.
     """
-    session = Session.prepare(config, source or find_data(config.data, clock, reporter), clock, reporter)
+    session = Session.prepare(config, source, clock, reporter)
     about = environment(describe(session.device))
     folder.environment.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     with clock.part("load"):
@@ -82,8 +82,7 @@ def run(
 
     with clock.part("evaluate"):
         predictions = session.predictions(network, "test", config.evaluate.tta)
-    metadata = {"model": json.dumps(asdict(config.model)), "dataset": session.index.dataset}
-    checkpoints.save_weights(folder.weights, network, metadata)
+    checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), "dataset": session.index.dataset})
     card = Card(
         recipe=config.name,
         dataset=session.index.dataset,

@@ -1,7 +1,7 @@
 """What a run stands on: data set, artefact, device and dtype, and the pipelines and networks made from them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -105,13 +105,19 @@ def find_data(config: DataConfig, clock: Clock, reporter: Reporter, *, download:
     path = Path(config.path).expanduser() if config.path else None
     with clock.part("load"):
         source = data.locate(config.dataset, path, download=download, on_progress=_progress(reporter, "downloading"))
-    if source.dataset == "shapes10" and config.dataset == "auto":
+    if source.note:
         reporter.banner(
-            "CIFAR-10 was not found and could not be downloaded. Going on with shapes10, a drawn stand-in of CIFAR's "
-            "shape: its accuracies are not CIFAR-10 accuracies. To use CIFAR-10, name its folder or .tar.gz by --data "
-            "or $FASTCIFAR_DATA, or put it into ./data."
+            f"No CIFAR-10: {source.note}.\n\nGoing on with shapes10, a drawn stand-in of CIFAR's shape. Its accuracies "
+            "are not CIFAR-10 accuracies. For CIFAR-10, name its folder or .tar.gz by --data or $FASTCIFAR_DATA, or put it "
+            "into ./data."
         )
     return source
+
+
+def resolve(config: Config, source: data.Source) -> Config:
+    """The configuration with the data set that was found, so that the run folder says which and where."""
+    path = "" if source.path is None else str(source.path.absolute())
+    return replace(config, data=replace(config.data, dataset=source.dataset, path=path))
 
 
 def stratified_rows(labels_n: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,30 @@
+"""What tests share: real CIFAR-10 where it can be had, a small made one everywhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real cifar-10-batches-py folder: $FASTCIFAR_TEST_CIFAR10, or unpacked from ../shared; else a skip."""
+    named = os.environ.get("FASTCIFAR_TEST_CIFAR10")
+    if named:
+        return Path(named)
+    unpack = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10" / "unpack"
+    if not unpack.is_file():
+        pytest.skip("real CIFAR-10 is not here: name its folder by FASTCIFAR_TEST_CIFAR10")
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, str(unpack), str(folder)], check=True, capture_output=True)
+    return folder / "cifar-10-batches-py"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache, data or runs."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.delenv("FASTCIFAR_DATA", raising=False)

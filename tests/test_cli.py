@@ -1,0 +1,118 @@
+"""The commands as a user meets them: in a process of their own, on a pipe."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cifar_files import make
+
+from fastcifar.cli import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("small"), num_test=100).path
+
+
+def fastcifar(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastcifar.cli", *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, env={**os.environ, "COLUMNS": "200"}
+    )
+
+
+def test_speedrun_goes_from_the_folder_to_the_card(folder: Path, tmp_path: Path) -> None:
+    small = ["--set", "model.widths=[8, 16, 16]", "--set", "pipeline.batch_size=50", "--set", "train.epochs=2"]
+    done = fastcifar("speedrun", "--data", folder, "--out", "run", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    card = json.loads(lines[-1])
+    assert card["dataset"] == "cifar10-small"
+    assert card["target"] == 0.94
+    parts = {name: value for name, value in card["seconds"].items() if name != "total"}
+    assert card["seconds"]["total"] == pytest.approx(sum(parts.values()))
+    assert any("test accuracy" in line and "cifar10-small" in line for line in lines)
+    again = fastcifar("evaluate", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["tta_accuracy"] == card["tta_accuracy"]
+
+
+def test_several_runs_end_with_their_mean(folder: Path, tmp_path: Path) -> None:
+    small = ["--set", "model.widths=[8, 8, 8]", "--set", "pipeline.batch_size=50", "--set", "train.epochs=1"]
+    done = fastcifar("speedrun", "--data", folder, "--out", "runs", "--runs", 2, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    accuracies = [card["tta_accuracy"] for card in summary["cards"]]
+    assert summary["tta_accuracy_mean"] == pytest.approx(sum(accuracies) / 2)
+    assert [card["seed"] for card in summary["cards"]] == [0, 1]
+
+
+def test_a_missing_cifar10_is_an_error_with_the_three_ways_to_supply_it(tmp_path: Path) -> None:
+    done = fastcifar("speedrun", "--dataset", "cifar10", "--data", tmp_path / "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["traine"], "no command 'traine'"),
+        (["train", "--set", "optimizer.lr=fast"], "optimizer.lr: got 'fast', takes a number"),
+        (["train", "--recipe", "nope"], "recipe: got 'nope'"),
+        (["train", "--pipeline", "petastorm"], "pipeline.name: got 'petastorm'"),
+        (["train", "--dataset", "mnist"], "data.dataset: got 'mnist'"),
+        (["speedrun", "--runs", "0"], "--runs: got 0"),
+        (["evaluate", "."], "not a run folder"),
+        (["train", "--resume", "."], "not a run folder"),
+        (["recipes", "nope"], "recipe: got 'nope'"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_exit_code_2(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_has_a_module_and_says_what_it_takes(tmp_path: Path) -> None:
+    import importlib
+
+    for name in COMMANDS:
+        command = importlib.import_module(f"fastcifar.commands.{name}")
+        assert command.Args.__dataclass_fields__ is not None
+        assert callable(command.run)
+
+
+def test_help_comes_in_half_a_second(tmp_path: Path) -> None:
+    def once() -> float:
+        start_s = time.perf_counter()
+        assert fastcifar("--help", cwd=tmp_path).returncode == 0
+        return time.perf_counter() - start_s
+
+    assert min(once() for _ in range(5)) < 0.5
+
+
+def test_doctor_names_every_pipeline(tmp_path: Path) -> None:
+    done = fastcifar("doctor", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert set(report["pipelines"]) == {"resident", "ffcv", "dali", "torchvision"}
+    assert report["pipelines"]["resident"] is None
+
+
+def test_recipes_are_listed_one_a_line_and_shown_whole(capsys: pytest.CaptureFixture) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("speedrun ") for line in lines)
+    assert main(["recipes", "speedrun"]) == 0
+    assert "[optimizer]" in capsys.readouterr().out

@@ -1,0 +1,50 @@
+"""Networks have the parameters and shapes they are known by."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastcifar import models
+
+
+def test_the_speedrun_network_is_known_to_the_parameter() -> None:
+    network = models.build("speednet", num_classes=10, max_parameters=5_000_000)
+    assert models.num_parameters(network) == 1_972_792
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("size", [24, 27, 30, 32])
+def test_leaving_out_what_pooling_drops_changes_nothing(size: int) -> None:
+    network = models.build("speednet", num_classes=7)
+    images = torch.randn(3, 3, size, size)
+    x = F.gelu(network.whiten(images))
+    for stage in network.stages:
+        x = F.gelu(stage.norm1(F.max_pool2d(stage.conv1(x), 2)))
+        x = F.gelu(x + stage.norm2(stage.conv2(x)))
+    expected = network.head(x.amax((2, 3))) / network.head.in_features
+    torch.testing.assert_close(network(images), expected)
+
+
+def test_whitening_makes_patches_white() -> None:
+    # Neighbouring pixels and channels of these images are correlated, as natural images' are.
+    noise = torch.randn(500, 3, 17, 17)
+    images = 0.3 * noise + F.avg_pool2d(noise, 3, stride=1, padding=1) + noise.mean(1, keepdim=True)
+    network = models.build("speednet", num_classes=10)
+    network.init_whiten(images, eps=0.0)
+    with torch.no_grad():
+        out = F.conv2d(images, network.whiten.weight[:12])
+        covariance = torch.einsum("nchw,ndhw->cd", out, out) / (out.shape[0] * out.shape[2] * out.shape[3])
+    torch.testing.assert_close(covariance, torch.eye(12), atol=1e-3, rtol=0)
+    torch.testing.assert_close(network.whiten.weight[12:], -network.whiten.weight[:12])
+
+
+def test_a_network_over_the_budget_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"speednet has 1,972,792 parameters, model.max_parameters takes under 1,972,792"
+    ):
+        models.build("speednet", num_classes=10, max_parameters=1_972_792)
+
+
+def test_an_unknown_network_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="speednet"):
+        models.build("resnet9000", num_classes=10)

@@ -1,0 +1,177 @@
+"""Training, from a CIFAR folder to the card: repeatable, resumable, and it says when it goes wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cifar_files import make
+from safetensors.torch import load_file
+
+from fastcifar import config as configs
+from fastcifar.config import Config
+from fastcifar.report.card import Card
+from fastcifar.report.progress import Reporter
+from fastcifar.report.run_folder import RunFolder
+from fastcifar.training import loop
+from fastcifar.training.clock import Clock
+from fastcifar.training.run import run
+from fastcifar.training.session import find_data, stratified_rows
+
+SMALL = ["pipeline.batch_size=50", "model.widths=[8, 16, 16]", "train.epochs=3", "train.whiten_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CIFAR-10 folder of 500 training and 100 test images whose classes a small network can tell apart."""
+    return make(tmp_path_factory.mktemp("small"), num_test=100).path
+
+
+def small_config(folder: Path, *settings: str) -> Config:
+    return configs.load("speedrun", [f"data.path='{folder}'", *SMALL, *settings])
+
+
+def train(config: Config, out: Path, *, resume: bool = False) -> Card:
+    with Reporter() as reporter:
+        folder = RunFolder.open(out) if resume else RunFolder.create(out, config)
+        source = find_data(config.data, Clock(), reporter)
+        return run(config, source, folder, Clock(), reporter, resume=resume)
+
+
+def test_a_run_learns_and_leaves_all_that_was_promised(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = small_config(folder, "data.validation=0.2")
+    card = train(config, tmp_path / "run")
+    assert card.tta_accuracy > 0.5
+    assert card.num_train == 400
+    assert card.validation_accuracy is not None
+    assert card.seconds["total"] == pytest.approx(sum(s for name, s in card.seconds.items() if name != "total"))
+    out = RunFolder(tmp_path / "run")
+    assert out.read_config() == config
+    lines = [json.loads(line) for line in out.metrics.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert {"loss", "lr", "accuracy", "images_s", "left_s", "validation_accuracy", "dataset"} <= lines[0].keys()
+    environment = json.loads(out.environment.read_text())
+    assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert json.loads(out.card.read_text())["tta_accuracy"] == card.tta_accuracy
+    printed = capsys.readouterr().out
+    for line in printed.splitlines():
+        assert "%" not in line or "cifar10" in line
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(small_config(folder, f"seed={seed}", "train.epochs=1"), tmp_path / name)
+    a, b, c = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["train.averaging=lookahead", "optimizer.name=nesterov", "optimizer.lr=0.05", "optimizer.momentum=0.9"],
+        ["train.averaging=ema", "optimizer.name=adamw", "optimizer.lr=0.001", "augmentation.cutmix=1.0"],
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    config = small_config(folder, *settings)
+    whole = train(config, tmp_path / "whole")
+
+    class StoppedError(Exception):
+        pass
+
+    def stop_after_epoch_2(self: object, report: loop.EpochReport, *_: object) -> None:
+        if report.epoch == 3:
+            raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(Reporter, "epoch", stop_after_epoch_2)
+        train(config, tmp_path / "stopped")
+    resumed = train(config, tmp_path / "stopped", resume=True)
+    expected, found = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "stopped"))
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+    assert (resumed.accuracy, resumed.tta_accuracy) == (whole.accuracy, whole.tta_accuracy)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "stopped")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_last_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = loop.loss_and_logits
+    calls = []
+
+    def break_at_14(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, logits = honest(*args)  # type: ignore[arg-type]
+        calls.append(loss)
+        return (loss * float("nan") if len(calls) == 14 else loss), logits
+
+    monkeypatch.setattr(loop, "loss_and_logits", break_at_14)
+    with pytest.raises(
+        loop.NonFiniteLossError, match=r"nan at step 14; last good checkpoint: .*checkpoint.safetensors"
+    ):
+        train(small_config(folder), tmp_path / "run")
+
+
+def test_mixed_labels_are_weighted_by_what_is_shown() -> None:
+    from fastcifar.pipelines import Batch
+
+    logits = torch.randn(4, 10)
+    labels, others = torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6, 7, 8])
+    weights = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    batch = Batch(torch.randn(4, 3, 8, 8), labels, others, weights, torch.arange(4))
+    loss, _ = loop.loss_and_logits(lambda _: logits, batch, batch.images, 0.1, torch.float32)
+    smooth = torch.full((4, 10), 0.01)
+    for i in range(4):
+        smooth[i, labels[i]] += 0.9 * weights[i]
+        smooth[i, others[i]] += 0.9 * (1 - weights[i])
+    torch.testing.assert_close(loss, -(smooth * logits.log_softmax(1)).sum(1).mean())
+
+
+def test_progressive_resolution_takes_each_stage_in_its_share_of_the_run() -> None:
+    stages = "train.resolution=[{until=0.5, pixels=16}, {until=0.75, pixels=24}, {until=1, pixels=32}]"
+    config = configs.load("speedrun", [stages])
+    assert [loop.pixels_at(config, p) for p in (0, 0.49, 0.5, 0.74, 0.75, 0.99)] == [16, 16, 24, 24, 32, 32]
+    assert loop.resize(torch.zeros(2, 3, 32, 32), 24).shape == (2, 3, 24, 24)
+
+
+def test_validation_rows_are_stratified_and_leave_the_rest() -> None:
+    import numpy as np
+
+    labels_n = np.repeat(np.arange(10), 50)
+    train_rows, held_rows = stratified_rows(labels_n, 0.2, seed=3)
+    assert sorted([*train_rows, *held_rows]) == list(range(500))
+    assert (np.bincount(labels_n[held_rows]) == 10).all()
+    again = stratified_rows(labels_n, 100, seed=3)
+    assert (again[1] == held_rows).all()
+    assert (stratified_rows(labels_n, 0.2, seed=4)[1] != held_rows).any()
+
+
+def test_a_run_folder_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    config = small_config(folder, "train.epochs=0.1")
+    train(config, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(config, tmp_path / "run")
+
+
+def test_the_parts_of_the_clock_add_up_and_nested_parts_count_once() -> None:
+    import time
+
+    clock = Clock()
+    with clock.part("train"):
+        time.sleep(0.05)
+        with clock.part("evaluate"):
+            time.sleep(0.1)
+    seconds = clock.seconds()
+    assert 0.05 <= seconds["train"] < 0.1 <= seconds["evaluate"] < 0.15
+    assert seconds["start"] > 0
+    assert seconds["total"] == pytest.approx(sum(value for name, value in seconds.items() if name != "total"))
