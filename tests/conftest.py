@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Tests compute on tiny networks and small batches, for which a second thread costs more than it gives.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session")
 def real_cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,24 +1,49 @@
-"""The networks, by name: `build("speednet", num_classes=10)`."""
+"""The networks, by name: `build("resnet4m", num_classes=10)`."""
 
+import dataclasses
 from typing import TYPE_CHECKING
+
+from fastcifar.models.specification import ResNetSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-NAMES = ("speednet",)
+# The networks of the five systems that fastcifar replaces; resnet18 is the teacher that one of them distilled from.
+RESNETS = {
+    "resnet4m": ResNetSpec((64, 128, 242, 256), (2, 2, 2, 2)),
+    "preact_resnet4m": ResNetSpec((64, 128, 242, 256), (2, 2, 2, 2), block="preactivation"),
+    "resnet18": ResNetSpec((64, 128, 256, 512), (2, 2, 2, 2)),
+    "resnet18_pool5": ResNetSpec((64, 128, 256, 242), (2, 2, 2, 2), bias=True, pool_kernel=5, pool_stride=3),
+    "resnet18_stem7": ResNetSpec(
+        (64, 128, 256, 242), (2, 2, 2, 2), bias=True, stem_kernel=7, pool_kernel=3, pool_stride=2
+    ),
+    "resnet18_dropout": ResNetSpec((64, 128, 244, 256), (2, 2, 2, 2), stem_stride=2, dropout=0.1),
+    "resnet_2111": ResNetSpec((64, 128, 256, 512), (2, 1, 1, 1)),
+    "modified_resnet": ResNetSpec((64, 128, 256), (2, 2, 2)),
+    "efficient_resnet": ResNetSpec((64, 128, 256), (4, 4, 3)),
+    "se_resnet": ResNetSpec((64, 128, 256), (4, 4, 3), attention_ratio=16),
+    # Its dropout rate was not published: 0.1 is that of resnet18_dropout.
+    "sweep_resnet": ResNetSpec(
+        (64, 128, 256), (3, 5, 3), shortcut="first", dropout=0.1, dropout_after="norm", stem_width=16
+    ),
+}
+NAMES = ("speednet", *RESNETS)
 
 
 def build(name: str, *, num_classes: int, widths: tuple[int, ...] = (), max_parameters: int = 0) -> "nn.Module":
     """A freshly initialised network for float images [n, 3, h, w], giving logits [n, num_classes].
 
-    `widths` empty takes the network's own. Raises `ValueError` for an unknown name, and for a network of
-    `max_parameters` parameters or more (0: no limit).
+    `widths` are the channels of each stage; empty takes the network's own. Raises `ValueError` for an unknown name,
+    no classes, another number of widths than the network has stages, and a network of `max_parameters` parameters or
+    more (0: no limit).
     """
     if name not in NAMES:
         raise ValueError(f"model.name: got {name!r}, takes one of: {', '.join(NAMES)}")
-    from fastcifar.models.speednet import SpeedNet
-
-    network = SpeedNet(num_classes, widths) if widths else SpeedNet(num_classes)
+    if num_classes < 1:
+        raise ValueError(f"num_classes: got {num_classes}, takes a whole number above 0")
+    if any(width < 1 for width in widths):
+        raise ValueError(f"model.widths: got {list(widths)}, takes whole numbers above 0")
+    network = _resnet(name, num_classes, widths) if name in RESNETS else _speednet(num_classes, widths)
     num = num_parameters(network)
     if max_parameters and num >= max_parameters:
         raise ValueError(f"model: {name} has {num:,} parameters, model.max_parameters takes under {max_parameters:,}")
@@ -28,3 +53,20 @@ def build(name: str, *, num_classes: int, widths: tuple[int, ...] = (), max_para
 def num_parameters(network: "nn.Module") -> int:
     """All parameters, frozen ones too; buffers (running statistics) do not count."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _speednet(num_classes: int, widths: tuple[int, ...]) -> "nn.Module":
+    from fastcifar.models.speednet import SpeedNet
+
+    return SpeedNet(num_classes, widths) if widths else SpeedNet(num_classes)
+
+
+def _resnet(name: str, num_classes: int, widths: tuple[int, ...]) -> "nn.Module":
+    from fastcifar.models.resnet import ResNet
+
+    spec = RESNETS[name]
+    if widths:
+        if len(widths) != len(spec.blocks):
+            raise ValueError(f"model.widths: got {list(widths)}, {name} takes {len(spec.blocks)} of them")
+        spec = dataclasses.replace(spec, widths=tuple(widths))
+    return ResNet(spec, num_classes)

@@ -108,8 +108,8 @@ def find_data(config: DataConfig, clock: Clock, reporter: Reporter, *, download:
     if source.note:
         reporter.banner(
             f"No CIFAR-10: {source.note}.\n\nGoing on with shapes10, a drawn stand-in of CIFAR's shape. Its accuracies "
-            "are not CIFAR-10 accuracies. For CIFAR-10, name its folder or .tar.gz by --data or $FASTCIFAR_DATA, or put it "
-            "into ./data."
+            "are not CIFAR-10 accuracies. For CIFAR-10, name its folder or .tar.gz by --data or $FASTCIFAR_DATA, or "
+            "put it into ./data."
         )
     return source
 
