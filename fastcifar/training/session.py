@@ -1,7 +1,7 @@
 """What a run stands on: data set, artefact, device and dtype, and the pipelines and networks made from them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ class Session:
             torch.set_num_threads(config.train.threads)
         with clock.part("convert"):
             wanted = pipelines.needs(config.pipeline.name)
-            artefact = artefacts.cached(source, wanted, on_progress=_progress(reporter, "converting"))
+            artefact = artefacts.cached(source, wanted, on_progress=partial(reporter.advance, "converting"))
         device = pick_device()
         return cls(config, artefact, artefacts.read_index(artefact), device, pick_dtype(config.train, device))
 
@@ -104,7 +104,7 @@ def find_data(config: DataConfig, clock: Clock, reporter: Reporter, *, download:
     """Where the data set is; a banner says so when the drawn stand-in takes its place."""
     path = Path(config.path).expanduser() if config.path else None
     with clock.part("load"):
-        source = data.locate(config.dataset, path, download=download, on_progress=_progress(reporter, "downloading"))
+        source = data.locate(config.dataset, path, download=download, on_progress=reporter.advance)
     if source.note:
         reporter.banner(
             f"No CIFAR-10: {source.note}.\n\nGoing on with shapes10, a drawn stand-in of CIFAR's shape. Its accuracies "
@@ -136,7 +136,3 @@ def stratified_rows(labels_n: np.ndarray, validation: float, seed: int) -> tuple
         place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     order = np.argsort(place, kind="stable")
     return np.sort(order[num:]), np.sort(order[:num])
-
-
-def _progress(reporter: Reporter, name: str) -> Callable[[int, int], None]:
-    return lambda done, total: reporter.advance(name, done, total)

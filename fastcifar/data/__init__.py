@@ -1,0 +1,7 @@
+"""Data sets in memory: found, read and checked. Needs the standard library and NumPy, nothing else."""
+
+from fastcifar.data.errors import DataError
+from fastcifar.data.locate import Source, cache_dir, load, locate
+from fastcifar.data.split import Dataset, Split
+
+__all__ = ["DataError", "Dataset", "Source", "Split", "cache_dir", "load", "locate"]
