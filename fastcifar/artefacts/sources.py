@@ -1,0 +1,55 @@
+"""What a user may name as the source of a conversion: a data set on disk or by its name, or another artefact."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastcifar import data
+from fastcifar.artefacts.cache import Source
+from fastcifar.artefacts.index import NAME, PARTS, Index, read_index
+from fastcifar.artefacts.reading import read
+from fastcifar.data.download import Progress
+from fastcifar.data.errors import refuse
+
+_NAMES = ("cifar10", "cifar100", "shapes10")
+
+
+@dataclass(frozen=True)
+class ArtefactSource:
+    """An artefact as a source, with the interface of `fastcifar.data.Source`."""
+
+    index: Index
+
+    @property
+    def dataset(self) -> str:
+        """The set's name."""
+        return self.index.dataset
+
+    def fingerprint(self) -> str:
+        """That of the data it was made from, or else one of its pixels and labels."""
+        pixels = "".join(self.index.part(part).pixel_sha256 for part in PARTS)
+        return self.index.fingerprint or hashlib.sha256(pixels.encode()).hexdigest()
+
+    def load(self) -> data.Dataset:
+        """Both parts; of npy, the images are mapped to memory."""
+        train, test = (read(self.index.path, part) for part in PARTS)
+        return data.Dataset(self.index.dataset, train, test)
+
+
+def find(
+    place: Path | None, dataset: str = "auto", *, download: bool = False, on_progress: Progress | None = None
+) -> Source:
+    """The source at `place`: an artefact, or what `fastcifar.data.locate` finds there; `place` may be a set's name.
+
+    `DataError` where there is none; `ValueError` for an unknown `dataset`.
+    """
+    if place is not None and os.path.isfile(place / NAME):
+        return ArtefactSource(read_index(place))
+    if place is not None and not os.path.exists(place):
+        if str(place) not in _NAMES:
+            raise refuse(place, "is not there", f"a CIFAR folder, its .tar.gz, an artefact, or {', '.join(_NAMES)}")
+        place, dataset = None, str(place)
+    return data.locate(dataset, place, download=download, on_progress=on_progress)
