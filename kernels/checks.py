@@ -1,0 +1,161 @@
+"""What augment() and its kin refuse, in words, before any memory is touched; cheap enough for every batch."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .plan import CUTMIX, CUTOUT, NUM_FLOATS, NUM_INTS, SHIFT_X, SHIFT_Y, WEIGHT, Plan, is_reflect, share
+from .settings import MAX_SIDE_PX, check_side
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("float32", "bfloat16", "float16")
+FORMS = ("auto", "reference", "numba", "cuda")
+
+
+@lru_cache(maxsize=32)
+def torch_dtype(dtype: Any) -> "torch.dtype":
+    """The output dtype, given as a name or as a torch.dtype."""
+    import torch
+
+    name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, takes {', '.join(DTYPES)} or the torch.dtype of that name")
+    return getattr(torch, name)
+
+
+def check_form(form: str) -> None:
+    """Raise ValueError unless form is a form."""
+    if form not in FORMS:
+        raise ValueError(f"form: got {form!r}, takes {', '.join(FORMS)}")
+
+
+def check_images(images: Any) -> None:
+    """Raise ValueError unless images is a contiguous uint8 [N, h, w, 3] tensor or array of a size that kernels take."""
+    shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
+    if shape is None or dtype is None:
+        raise ValueError(f"images_nhwc: got {type(images).__name__}, takes a torch tensor or a NumPy array")
+    # NumPy's and torch's dtypes agree in their names alone.
+    if not _is_uint8(dtype):
+        raise ValueError(f"images_nhwc: got dtype {dtype}, takes uint8")
+    if len(shape) != 4 or shape[3] != 3:
+        raise ValueError(f"images_nhwc: got shape {tuple(shape)}, takes [N, height, width, 3]")
+    contiguous = images.flags.c_contiguous if isinstance(images, np.ndarray) else images.is_contiguous()
+    if not contiguous:
+        raise ValueError("images_nhwc: got a strided view, takes contiguous memory in the order [N, height, width, 3]")
+    if not (1 <= shape[1] <= MAX_SIDE_PX and 1 <= shape[2] <= MAX_SIDE_PX):
+        check_side("height of images_nhwc", int(shape[1]))
+        check_side("width of images_nhwc", int(shape[2]))
+
+
+@lru_cache(maxsize=32)
+def _is_uint8(dtype: Any) -> bool:
+    return str(dtype) in ("torch.uint8", "uint8")
+
+
+def check_rows(rows_n: np.ndarray, num_images: int) -> None:
+    """Raise ValueError where a row is not one of the images'."""
+    if len(rows_n) and (rows_n.min() < 0 or rows_n.max() >= num_images):
+        raise row_error(rows_n, num_images)
+
+
+def row_error(rows_n: np.ndarray, num_images: int) -> ValueError:
+    """The error for rows of which at least one lies outside."""
+    position = int(np.flatnonzero((rows_n < 0) | (rows_n >= num_images))[0])
+    return ValueError(f"rows_n: got {rows_n[position]} at position {position}, takes 0 to {num_images - 1}")
+
+
+def check_seed_epoch(seed: int, epoch: int) -> None:
+    """Raise ValueError unless the seed and the epoch fit the generator's key and counter."""
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 1 << 64):
+        raise ValueError(f"seed: got {seed!r}, takes an integer from 0 to 2**64 - 1")
+    if not (isinstance(epoch, int | np.integer) and 0 <= epoch < 1 << 32):
+        raise ValueError(f"epoch: got {epoch!r}, takes an integer from 0 to 2**32 - 1")
+
+
+def int64_vector(name: str, values: Any) -> np.ndarray:
+    """Values as a contiguous int64 [n] array on the host; raises ValueError where they are no vector of integers."""
+    if type(values) is np.ndarray and values.dtype == np.int64 and values.ndim == 1 and values.flags.c_contiguous:
+        return values
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{name}: got shape {array.shape} of {array.dtype}, takes a vector of integers")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def check_out(out: Any, shape: tuple[int, int, int, int], dtype: Any, device: Any) -> None:
+    """Raise ValueError unless out is a channels-last tensor of this shape [n, 3, h, w], dtype and device."""
+    import torch
+
+    if not isinstance(out, torch.Tensor):
+        raise ValueError(f"out: got {type(out).__name__}, takes a torch tensor")
+    if out.shape != shape or out.dtype != dtype or out.device != device:
+        raise ValueError(
+            f"out: got {tuple(out.shape)} of {out.dtype} on {out.device}, takes {shape} of {dtype} on {device}"
+        )
+    _, channels, height, width = shape
+    # By hand: is_contiguous(channels_last) is ambiguous where a side is 1, and the kernels write by these strides.
+    strides = (height * width * channels, 1, width * channels, channels)
+    if out.stride() != strides and any(
+        side > 1 and got != takes for side, got, takes in zip(shape, out.stride(), strides, strict=True)
+    ):
+        raise ValueError(f"out: got strides {out.stride()}, takes channels-last memory, strides {strides}")
+
+
+def check_plan_shape(plan: Plan, num_images: int, height: int, width: int) -> None:
+    """Raise ValueError unless a plan on the host is for this many images of this size, in arrays of the right kind."""
+    if len(plan) != num_images:
+        raise ValueError(f"plan: got a plan for {len(plan)} images, takes one for the {num_images} of this batch")
+    if (plan.height, plan.width) != (height, width):
+        raise ValueError(f"plan: got one for {plan.height}x{plan.width} pixels, takes one for {height}x{width}")
+    is_reflect(plan.padding_mode)
+    for name, array, columns, dtype in (
+        ("ints_nk", plan.ints_nk, NUM_INTS, np.int32),
+        ("floats_nk", plan.floats_nk, NUM_FLOATS, np.float32),
+    ):
+        if type(array) is not np.ndarray:
+            raise ValueError(f"plan.{name}: got {type(array).__name__}, takes a NumPy array")
+        if array.shape != (num_images, columns) or array.dtype != dtype or not array.flags.c_contiguous:
+            raise ValueError(
+                f"plan.{name}: got shape {array.shape} of {array.dtype}, takes contiguous {(num_images, columns)} of "
+                f"{np.dtype(dtype)}"
+            )
+
+
+def check_plan_numbers(plan: Plan) -> None:
+    """Raise ValueError unless all that a plan says can be done to images of its size."""
+    ints, floats, height, width = plan.ints_nk, plan.floats_nk, plan.height, plan.width
+    if not np.isfinite(floats).all():
+        raise ValueError("plan.floats_nk: got a number that is not finite, takes finite numbers")
+    if (np.abs(ints[:, SHIFT_Y : SHIFT_X + 1]) > MAX_SIDE_PX).any():
+        raise ValueError(f"plan.shifts_n2: got a shift beyond {MAX_SIDE_PX}, takes at most that many pixels either way")
+    for name, column in (("cutout", CUTOUT), ("cutmix", CUTMIX)):
+        y0, x0, y1, x1 = ints[:, column : column + 4].T
+        wrong = (y0 < 0) | (x0 < 0) | (y1 > height) | (x1 > width) | (y0 > y1) | (x0 > x1)
+        if wrong.any():
+            position = int(np.flatnonzero(wrong)[0])
+            box = tuple(ints[position, column : column + 4].tolist())
+            raise ValueError(
+                f"plan.{name}_boxes_n4: got (y0, x0, y1, x1) = {box} at position {position}, "
+                f"takes boxes inside {height}x{width} pixels"
+            )
+    weights = floats[:, WEIGHT]
+    if ((weights < 0) | (weights > 1)).any():
+        raise ValueError("plan.mix_weights_n: got a weight outside 0 to 1, takes 0 to 1")
+    _check_cutmix_weights(ints[:, CUTMIX : CUTMIX + 4], weights, height * width)
+
+
+def _check_cutmix_weights(boxes_n4: np.ndarray, weights_n: np.ndarray, pixels: int) -> None:
+    area = (boxes_n4[:, 2] - boxes_n4[:, 0]) * (boxes_n4[:, 3] - boxes_n4[:, 1])
+    wrong = (area > 0) & (weights_n != share(pixels - area, pixels))
+    if wrong.any():
+        position = int(np.flatnonzero(wrong)[0])
+        shown = (pixels - int(area[position])) / pixels
+        raise ValueError(
+            f"plan.mix_weights_n: got {weights_n[position]} at position {position}, "
+            f"takes the share of own pixels that its CutMix box leaves, {shown:.6g}"
+        )

@@ -1,0 +1,250 @@
+"""The public functions: check what came in, pick the form, hand it plain arrays."""
+
+from functools import lru_cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import checks
+from .plan import NUM_FLOATS, NUM_INTS, Plan, beta_tables, partners, settings_for
+from .settings import Augmentation, Normalisation
+
+if TYPE_CHECKING:
+    import torch
+
+
+def draw_plan(
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    epoch: int,
+    indices_n: Any,
+    height: int,
+    width: int,
+    form: str = "auto",
+    num_threads: int | None = None,
+) -> Plan:
+    """Draw what is done to the images of a batch: a pure function of its arguments, the same in every form.
+
+    indices_n: index of each image in the data set, integers [n] (a sequence, an array or a tensor). The images have
+    height x width pixels. What is drawn per batch is drawn by the index of its first image. Returns a Plan of NumPy
+    arrays. Raises ValueError where the settings do not fit the images, or seed or epoch the generator (64 and 32 bits).
+    """
+    checks.check_form(form)
+    checks.check_seed_epoch(seed, epoch)
+    settings = settings_for(augmentation, height, width)
+    indices = checks.int64_vector("indices_n", indices_n)
+    ints = np.empty((len(indices), NUM_INTS), dtype=np.int32)
+    floats = np.empty((len(indices), NUM_FLOATS), dtype=np.float32)
+    # A plan is drawn in main memory for every form; augment() takes it to the GPU, augment_batch() draws it there.
+    host_form(form if form == "reference" else "auto").draw(
+        settings,
+        beta_tables(augmentation),
+        seed,
+        epoch,
+        indices,
+        ints,
+        floats,
+        num_threads,
+    )
+    return Plan(ints, floats, height, width, augmentation.padding_mode)
+
+
+def augment(
+    images_nhwc: Any,
+    plan: Plan,
+    normalisation: Normalisation,
+    *,
+    rows_n: Any = None,
+    dtype: Any = "bfloat16",
+    form: str = "auto",
+    out: Any = None,
+    num_threads: int | None = None,
+) -> "torch.Tensor":
+    """Gather, augment, normalise and cast a batch in one pass over memory.
+
+    images_nhwc: uint8 [N, h, w, 3], torch tensor or NumPy array (memory-mapped too), contiguous, up to 256x256 pixels.
+    plan: what is done to each of the n images, from `draw_plan`. rows_n: which rows make the batch, integers [n]; None
+    takes all in order. dtype: "float32", "bfloat16", "float16" or the torch.dtype. form: "auto" takes "cuda" for images
+    on a GPU, else "numba" where Numba is installed, else "reference". out: tensor to write to, shaped as the result.
+    num_threads: on the CPU, at most this many; None takes torch.get_num_threads().
+
+    Returns [n, 3, h, w] in channels-last memory, on the images' device. The image at position i is mixed with the one
+    at (i + 1) % n. Raises ValueError, before any memory is touched, on a wrong dtype, layout, size, row or plan.
+    """
+    import torch
+
+    checks.check_images(images_nhwc)
+    torch_dtype = checks.torch_dtype(dtype)
+    form = pick_form(form, images_nhwc)
+    if form == "cuda":
+        return cuda_form().augment(images_nhwc, rows_n, plan, normalisation, torch_dtype, out)
+    num_images, height, width, _ = images_nhwc.shape
+    rows = np.arange(num_images) if rows_n is None else checks.int64_vector("rows_n", rows_n)
+    compiled = host_form(form)
+    compiled.check(plan, rows, num_images, height, width)
+    batch = output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
+    scale, shift = scale_shift(normalisation)
+    compiled.augment(images_nhwc, rows, plan, scale, shift, batch, num_threads)
+    return batch
+
+
+def augment_batch(
+    images_nhwc: Any,
+    rows_n: Any,
+    augmentation: Augmentation,
+    normalisation: Normalisation,
+    *,
+    seed: int,
+    epoch: int,
+    indices_n: Any = None,
+    dtype: Any = "bfloat16",
+    form: str = "auto",
+    out: Any = None,
+    num_threads: int | None = None,
+) -> "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]":
+    """Draw and augment in one call: `draw_plan` and `augment`, with less between them.
+
+    rows_n: which rows of images_nhwc make the batch, integers [n]. indices_n: index of each image in the data set, by
+    which is drawn; None where that is its row. The rest is as for `augment` and `draw_plan`.
+
+    Returns (images [n, 3, h, w], mix_weights float32 [n], partners int64 [n]) on the images' device; the last two are
+    None where no mixing is configured. On a GPU, rows_n in a tensor there are checked by the kernel itself, without
+    waiting for it: an image of a row that does not exist comes out as zeros.
+    """
+    import torch
+
+    checks.check_images(images_nhwc)
+    checks.check_seed_epoch(seed, epoch)
+    torch_dtype = checks.torch_dtype(dtype)
+    form = pick_form(form, images_nhwc)
+    num_images, height, width, _ = images_nhwc.shape
+    settings = settings_for(augmentation, height, width)
+    if form == "cuda":
+        return cuda_form().augment_batch(
+            images_nhwc,
+            rows_n,
+            augmentation,
+            normalisation,
+            seed,
+            epoch,
+            indices_n,
+            torch_dtype,
+            out,
+        )
+    rows = checks.int64_vector("rows_n", rows_n)
+    indices = rows if indices_n is None else checks.int64_vector("indices_n", indices_n)
+    if len(indices) != len(rows):
+        raise ValueError(f"indices_n: got {len(indices)} indices, takes one for each of the {len(rows)} rows")
+    compiled = host_form(form)
+    compiled.check_rows(rows, num_images)
+    batch = output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
+    ints = np.empty((len(rows), NUM_INTS), dtype=np.int32)
+    floats = np.empty((len(rows), NUM_FLOATS), dtype=np.float32)
+    plan = Plan(ints, floats, height, width, augmentation.padding_mode)
+    compiled.draw(
+        settings,
+        beta_tables(augmentation),
+        seed,
+        epoch,
+        indices,
+        ints,
+        floats,
+        num_threads,
+    )
+    scale, shift = scale_shift(normalisation)
+    compiled.augment(images_nhwc, rows, plan, scale, shift, batch, num_threads)
+    if not augmentation.mixes:
+        return batch, None, None
+    return (
+        batch,
+        torch.from_numpy(plan.mix_weights_n.copy()),
+        torch.from_numpy(partners(len(rows))),
+    )
+
+
+def epoch_order(num_images: int, seed: int, epoch: int, *, form: str = "auto") -> np.ndarray:
+    """Order in which an epoch shows the images: a permutation, int64 [num_images], a pure function of its arguments.
+
+    Raises ValueError where num_images is no count below 2**32, or seed or epoch does not fit the generator.
+    """
+    checks.check_seed_epoch(seed, epoch)
+    if not (isinstance(num_images, int | np.integer) and 0 <= num_images < 1 << 32):
+        raise ValueError(f"num_images: got {num_images!r}, takes an integer from 0 to 2**32 - 1")
+    checks.check_form(form)
+    return host_form(form if form == "reference" else "auto").epoch_order(int(num_images), seed, epoch)
+
+
+def pick_form(form: str, images: Any) -> str:
+    """Form for these images; raises ValueError where the named one cannot take them."""
+    checks.check_form(form)
+    on_gpu = not isinstance(images, np.ndarray) and images.is_cuda
+    if form == "auto":
+        form = "cuda" if on_gpu else "numba" if has_numba() else "reference"
+    if form == "numba" and on_gpu:
+        raise ValueError("form: got 'numba' for images on a GPU, takes 'auto' or 'cuda'")
+    if form == "reference" and on_gpu:
+        raise ValueError("form: got 'reference' for images on a GPU, takes 'auto' or 'cuda'")
+    if form == "cuda" and not on_gpu and not simulates_cuda():
+        raise ValueError("form: got 'cuda' for images in main memory, takes 'auto', 'numba' or 'reference'")
+    return form
+
+
+@lru_cache(maxsize=1)
+def has_numba() -> bool:
+    """Whether Numba is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("numba") is not None
+
+
+def simulates_cuda() -> bool:
+    """Whether Numba runs CUDA kernels on the CPU, as tests ask it to."""
+    import os
+
+    return os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+
+
+@lru_cache(maxsize=4)
+def host_form(form: str) -> ModuleType:
+    """Module of the reference or of the compiled form for the CPU."""
+    if form == "reference" or (form == "auto" and not has_numba()):
+        from . import reference_form
+
+        return reference_form
+    if not has_numba():
+        raise ValueError("form: got 'numba' without Numba, takes it after: pip install numba")
+    from . import numba_cpu
+
+    return numba_cpu
+
+
+def cuda_form() -> ModuleType:
+    """Module of the compiled form for the GPU."""
+    from . import numba_cuda
+
+    return numba_cuda
+
+
+@lru_cache(maxsize=16)
+def scale_shift(normalisation: Normalisation) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and summand of each channel, float32 [3] each, read-only."""
+    pair = (
+        np.array(normalisation.scale, dtype=np.float32),
+        np.array(normalisation.shift, dtype=np.float32),
+    )
+    for array in pair:
+        array.flags.writeable = False
+    return pair
+
+
+def output(out: Any, shape: tuple[int, int, int, int], dtype: Any, device: Any) -> "torch.Tensor":
+    """The tensor to write to: the caller's, checked, or a new one in channels-last memory."""
+    import torch
+
+    if out is not None:
+        checks.check_out(out, shape, dtype, device)
+        return out
+    n, channels, height, width = shape
+    return torch.empty((n, height, width, channels), dtype=dtype, device=device).permute(0, 3, 1, 2)

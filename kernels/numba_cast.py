@@ -1,0 +1,137 @@
+"""Float32 to the output's dtype, and normalising on the way to it, compiled for the CPU.
+
+Loops run over chunks of fixed length, so that all of them become vector instructions without a remainder.
+"""
+
+import numpy as np
+
+from .numba_jit import compiled
+from .numba_vector import moved
+
+FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+CHUNK = 96  # a multiple of the three channels and of every vector's length
+
+_U = np.uint32
+_ZERO, _ONE = np.float32(0), np.float32(1)
+# Round to nearest even to bfloat16: add 0x7fff and the lowest bit that stays, keep the upper half.
+_BELOW_HALF, _BIT, _HALF_WORD = _U(0x7FFF), _U(1), _U(16)
+# To float16, after F. Giesen, "float->half variants" (public domain), float_to_half_fast3_rtne.
+_SIGN, _INFINITE, _TOO_LARGE, _SMALLEST = (
+    _U(0x80000000),
+    _U(0x7C00),
+    _U(143 << 23),
+    _U(113 << 23),
+)
+_MAGIC, _MAGIC_BITS = np.float32(0.5), _U(126 << 23)
+_REBIAS, _SHIFT = _U((((15 - 127) << 23) + 0xFFF) & 0xFFFFFFFF), _U(13)
+
+
+@compiled
+def bfloat16_bits(value):
+    """Bits, uint16, of the bfloat16 nearest to a finite float32."""
+    bits = np.float32(value).view(np.uint32)
+    # Numba widens every sum to 64 bits; the casts tell the compiler that 32 are meant.
+    return np.uint16(_U(_U(bits + _BELOW_HALF) + _U(_U(bits >> _HALF_WORD) & _BIT)) >> _HALF_WORD)
+
+
+@compiled
+def float16_bits(value):
+    """Bits, uint16, of the float16 nearest to a finite float32; infinite where that is beyond the largest."""
+    bits = np.float32(value).view(np.uint32)
+    sign = _U(bits & _SIGN)
+    bits = _U(bits ^ sign)
+    # Adding one half makes the processor round the bits of a subnormal result.
+    small = _U(np.float32(_U(bits).view(np.float32) + _MAGIC).view(np.uint32) - _MAGIC_BITS)
+    normal = _U(_U(_U(bits + _REBIAS) + _U(_U(bits >> _SHIFT) & _BIT)) >> _SHIFT)
+    half = small if bits < _SMALLEST else normal
+    half = _INFINITE if bits >= _TOO_LARGE else half
+    return np.uint16(_U(half | _U(sign >> _HALF_WORD)))
+
+
+@compiled
+def _normal(value, scale, shift):
+    return np.float32(value) * scale + shift
+
+
+@compiled
+def _lit(value, scale, shift, brightness, contrast):
+    return ((np.float32(value) * scale + shift) + brightness) * contrast
+
+
+@compiled
+def to_bfloat16(pixels, count, scale, shift, brightness, contrast, out):
+    """Normalise count values; scale and shift are repeated to [CHUNK]; all are pointers."""
+    # Without light two operations would change nothing: what they are applied to is never minus zero.
+    plain = brightness == _ZERO and contrast == _ONE
+    full = count // CHUNK
+    for _ in range(full):
+        if plain:
+            for j in range(CHUNK):
+                out[j] = bfloat16_bits(_normal(pixels[j], scale[j], shift[j]))
+        else:
+            for j in range(CHUNK):
+                out[j] = bfloat16_bits(_lit(pixels[j], scale[j], shift[j], brightness, contrast))
+        pixels, out = moved(pixels, CHUNK), moved(out, CHUNK)
+    for j in range(count - full * CHUNK):
+        out[j] = bfloat16_bits(_lit(pixels[j], scale[j], shift[j], brightness, contrast))
+
+
+@compiled
+def to_float16(pixels, count, scale, shift, brightness, contrast, out):
+    """As to_bfloat16."""
+    # Without light two operations would change nothing: what they are applied to is never minus zero.
+    plain = brightness == _ZERO and contrast == _ONE
+    full = count // CHUNK
+    for _ in range(full):
+        if plain:
+            for j in range(CHUNK):
+                out[j] = float16_bits(_normal(pixels[j], scale[j], shift[j]))
+        else:
+            for j in range(CHUNK):
+                out[j] = float16_bits(_lit(pixels[j], scale[j], shift[j], brightness, contrast))
+        pixels, out = moved(pixels, CHUNK), moved(out, CHUNK)
+    for j in range(count - full * CHUNK):
+        out[j] = float16_bits(_lit(pixels[j], scale[j], shift[j], brightness, contrast))
+
+
+@compiled
+def to_float32(pixels, count, scale, shift, brightness, contrast, out):
+    """As to_bfloat16; pixels may be float32 as well, and the same place as out."""
+    # Without light two operations would change nothing: what they are applied to is never minus zero.
+    plain = brightness == _ZERO and contrast == _ONE
+    full = count // CHUNK
+    for _ in range(full):
+        if plain:
+            for j in range(CHUNK):
+                out[j] = _normal(pixels[j], scale[j], shift[j])
+        else:
+            for j in range(CHUNK):
+                out[j] = _lit(pixels[j], scale[j], shift[j], brightness, contrast)
+        pixels, out = moved(pixels, CHUNK), moved(out, CHUNK)
+    for j in range(count - full * CHUNK):
+        out[j] = _lit(pixels[j], scale[j], shift[j], brightness, contrast)
+
+
+@compiled
+def normalise(pixels, count, scale, shift, brightness, contrast, kind, out16, out32):
+    """Normalise count bytes to out16 or out32, by kind."""
+    if kind == BFLOAT16:
+        to_bfloat16(pixels, count, scale, shift, brightness, contrast, out16)
+    elif kind == FLOAT16:
+        to_float16(pixels, count, scale, shift, brightness, contrast, out16)
+    else:
+        to_float32(pixels, count, scale, shift, brightness, contrast, out32)
+
+
+@compiled
+def cast(values, count, kind, out16, out32):
+    """Cast count float32 values to out16 or out32, by kind."""
+    if kind == BFLOAT16:
+        for j in range(count):
+            out16[j] = bfloat16_bits(values[j])
+    elif kind == FLOAT16:
+        for j in range(count):
+            out16[j] = float16_bits(values[j])
+    else:
+        for j in range(count):
+            out32[j] = values[j]

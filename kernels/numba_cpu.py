@@ -1,0 +1,251 @@
+"""The compiled form for the CPU: drawing and augmenting by Numba, in parallel over the images of a batch.
+
+Arithmetic is that of the reference form, operation by operation, so that both agree on every bit: no fast-math, and
+rounding to 16 bits by integers. Each function is compiled for one set of types, when this module is first imported,
+and cached on disk: by the side of the source, or in the user's cache directory where that cannot be written, or in
+NUMBA_CACHE_DIR.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import config as numba_config
+from numba import prange, set_num_threads, threading_layer
+
+from . import checks
+from .numba_cast import BFLOAT16, FLOAT16, FLOAT32
+from .numba_draw import draw_range, fisher_yates, is_possible, rows_inside
+from .numba_jit import compiled_for
+from .numba_pixels import augment_range, layout
+from .numba_types import PARALLEL_AUGMENT, PARALLEL_DRAW
+from .plan import NUM_SETTING_INTS, Plan, Settings, is_reflect
+
+if TYPE_CHECKING:
+    import torch
+
+# Numba makes its settings when it is imported, which a type checker cannot follow.
+config: Any = numba_config
+
+if config.THREADING_LAYER == "default" and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+    # Where the user has asked for nothing: OpenMP, whose threads are then those of torch and not as many again. Numba
+    # looks at this when it first compiles or loads a parallel function, so that it must be said here.
+    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+
+_KINDS = {
+    "torch.float32": FLOAT32,
+    "torch.bfloat16": BFLOAT16,
+    "torch.float16": FLOAT16,
+}
+
+
+@compiled_for(PARALLEL_DRAW, parallel=True)
+def _draw(
+    num_tasks,
+    seed,
+    epoch,
+    indices,
+    setting_ints,
+    setting_floats,
+    cutmix_table,
+    mixup_table,
+    ints,
+    floats,
+):
+    num_images = len(indices)
+    for unsigned in prange(num_tasks):
+        task = np.int64(unsigned)
+        first, last = (
+            num_images * task // num_tasks,
+            num_images * (task + 1) // num_tasks,
+        )
+        draw_range(
+            first,
+            last,
+            seed,
+            epoch,
+            indices,
+            setting_ints,
+            setting_floats,
+            cutmix_table,
+            mixup_table,
+            ints,
+            floats,
+        )
+
+
+@compiled_for(PARALLEL_AUGMENT, parallel=True)
+def _augment(
+    num_tasks,
+    images,
+    rows,
+    ints,
+    floats,
+    height,
+    width,
+    reflect,
+    scale,
+    shift,
+    kind,
+    scratch,
+    out,
+):
+    num_images = len(rows)
+    for unsigned in prange(num_tasks):
+        task = np.int64(unsigned)
+        first, last = (
+            num_images * task // num_tasks,
+            num_images * (task + 1) // num_tasks,
+        )
+        augment_range(
+            first,
+            last,
+            images,
+            rows,
+            ints,
+            floats,
+            height,
+            width,
+            reflect,
+            scale,
+            shift,
+            kind,
+            scratch[task],
+            out,
+        )
+
+
+def draw(
+    settings: Settings,
+    tables: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    epoch: int,
+    indices_n: np.ndarray,
+    ints: np.ndarray,
+    floats: np.ndarray,
+    num_threads: int | None = None,
+) -> None:
+    """Fill a plan's arrays, as reference.draw does."""
+    inputs = (
+        np.uint64(seed),
+        np.uint64(epoch),
+        indices_n,
+        settings[:NUM_SETTING_INTS],
+        settings[NUM_SETTING_INTS:],
+        *tables,
+        ints,
+        floats,
+    )
+    num_tasks = _tasks(len(indices_n), num_threads)
+    if num_tasks == 1:
+        draw_range(0, len(indices_n), *inputs)
+    else:
+        _run(_draw, num_tasks, *inputs)
+
+
+def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:
+    """Raise ValueError where a row or the plan is wrong."""
+    check_rows(rows_n, num_images)
+    checks.check_plan_shape(plan, len(rows_n), height, width)
+    if not is_possible(plan.ints_nk, plan.floats_nk, height, width):
+        checks.check_plan_numbers(plan)
+
+
+def check_rows(rows_n: np.ndarray, num_images: int) -> None:
+    """Raise ValueError where a row is not one of the images'."""
+    if not rows_inside(rows_n, num_images):
+        raise checks.row_error(rows_n, num_images)
+
+
+def augment(
+    images_nhwc: Any,
+    rows_n: np.ndarray,
+    plan: Plan,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    out: "torch.Tensor",
+    num_threads: int | None = None,
+) -> None:
+    """Write the batch to out, [n, 3, h, w] channels-last; everything has been checked."""
+    _, height, width, _ = images_nhwc.shape
+    num_tasks = _tasks(len(rows_n), num_threads)
+    inputs = (
+        address(images_nhwc),
+        rows_n,
+        plan.ints_nk,
+        plan.floats_nk,
+        height,
+        width,
+        is_reflect(plan.padding_mode),
+        scale,
+        shift,
+        _kind(out.dtype),
+    )
+    scratch = _scratch(num_tasks, _scratch_bytes(height, width))
+    if num_tasks == 1:
+        augment_range(0, len(rows_n), *inputs, scratch[0], out.data_ptr())
+    else:
+        _run(_augment, num_tasks, *inputs, scratch, out.data_ptr())
+
+
+@lru_cache(maxsize=8)
+def _kind(dtype: "torch.dtype") -> int:
+    return _KINDS[str(dtype)]
+
+
+def address(images_nhwc: Any) -> int:
+    """Where the memory of an array or of a tensor on the host begins."""
+    if isinstance(images_nhwc, np.ndarray):
+        return images_nhwc.__array_interface__["data"][0]
+    return images_nhwc.data_ptr()
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation, int64 [num_images], as philox.epoch_order gives it."""
+    order = np.empty(num_images, dtype=np.int64)
+    fisher_yates(order, np.uint64(seed), np.uint64(epoch))
+    return order
+
+
+def _tasks(num_images: int, num_threads: int | None) -> int:
+    """Number of threads to share the images among."""
+    if num_threads is None:
+        import torch
+
+        num_threads = torch.get_num_threads()
+    if num_threads < 1:
+        raise ValueError(f"num_threads: got {num_threads}, takes an integer of at least 1")
+    return max(1, min(num_threads, num_images, config.NUMBA_NUM_THREADS))
+
+
+_LOCAL = threading.local()
+
+
+def _scratch(num_tasks: int, num_bytes: int) -> np.ndarray:
+    """Scratch memory of the calling thread, kept from call to call: uint8 [num_tasks, num_bytes]."""
+    scratch = getattr(_LOCAL, "scratch", None)
+    if scratch is None or scratch.shape != (num_tasks, num_bytes):
+        scratch = _LOCAL.scratch = np.empty((num_tasks, num_bytes), dtype=np.uint8)
+    return scratch
+
+
+@lru_cache(maxsize=64)
+def _scratch_bytes(height: int, width: int) -> int:
+    return layout(height, width)[-1]
+
+
+_LOCK = threading.Lock()
+
+
+def _run(parallel: Callable[..., None], num_tasks: int, *arguments: Any) -> None:
+    """Run in num_tasks threads; a single task is better run by the caller, which a forked process may do as well."""
+    set_num_threads(num_tasks)
+    if threading_layer() == "workqueue":
+        # Numba's own thread pool breaks when two threads enter it; OpenMP and TBB do not.
+        with _LOCK:
+            parallel(num_tasks, *arguments)
+    else:
+        parallel(num_tasks, *arguments)

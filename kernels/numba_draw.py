@@ -1,0 +1,234 @@
+"""Drawing, compiled for the CPU: Philox-4x32-10 and plans, by the arithmetic of philox.py and reference.py."""
+
+import numpy as np
+
+from .numba_jit import compiled, compiled_for
+from .numba_types import INSIDE, POSSIBLE, SERIAL_DRAW
+from .numba_types import ORDER as ORDER_TYPES
+from .philox import (
+    ALTERNATING,
+    BOX,
+    COLOUR,
+    ERASE_LIGHT,
+    GEOMETRY,
+    MIX,
+    MULTIPLIER_0,
+    MULTIPLIER_1,
+    NUM_ROUNDS,
+    ORDER,
+    WEYL_0,
+    WEYL_1,
+)
+from .plan import (
+    BETA_TABLE_BINS,
+    BRIGHTNESS,
+    CONTRAST,
+    CUTMIX,
+    CUTOUT,
+    FLIP,
+    HUE,
+    NUM_FLOATS,
+    NUM_INTS,
+    ROTATION,
+    SATURATION,
+    SHIFT_X,
+    SHIFT_Y,
+    WEIGHT,
+)
+from .settings import MAX_SIDE_PX
+
+# Numba widens what it computes to 64 bits, so words travel in uint64 and are masked where they could exceed 32.
+_U = np.uint64
+_LOW, _HALF = _U(0xFFFFFFFF), _U(32)
+_M0, _M1, _W0, _W1 = _U(MULTIPLIER_0), _U(MULTIPLIER_1), _U(WEYL_0), _U(WEYL_1)
+_TOP_BIT, _UNIT_BITS, _FIRST_EPOCH = _U(31), _U(8), _U(0)
+_UNIT, _ZERO, _HALF_F, _ONE, _TWO = (
+    np.float32(2.0**-24),
+    np.float32(0),
+    np.float32(0.5),
+    np.float32(1),
+    np.float32(2),
+)
+_BIN_BITS = _U(32 - (BETA_TABLE_BINS.bit_length() - 1))
+_BIN_MASK, _BIN = _U((1 << int(_BIN_BITS)) - 1), np.float32(2.0 ** -int(_BIN_BITS))
+
+
+@compiled
+def philox(index, epoch, stream, seed):
+    """Four words (as uint64) of the counter (index, epoch, stream) under the seed; all uint64."""
+    c0, c1, c2, c3 = index & _LOW, index >> _HALF, epoch, stream
+    k0, k1 = seed & _LOW, seed >> _HALF
+    for _ in range(NUM_ROUNDS):
+        product_0, product_1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = (
+            (product_1 >> _HALF) ^ c1 ^ k0,
+            product_1 & _LOW,
+            (product_0 >> _HALF) ^ c3 ^ k1,
+            product_0 & _LOW,
+        )
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+@compiled
+def _below(word, bound):
+    return np.int64((word * _U(bound)) >> _HALF)
+
+
+@compiled
+def _unit(word):
+    return np.float32(np.int64(word >> _UNIT_BITS)) * _UNIT
+
+
+@compiled
+def _symmetric(word):
+    return _unit(word) * _TWO - _ONE
+
+
+@compiled
+def _quantile(table, word):
+    position = np.int64(word >> _BIN_BITS)
+    fraction = np.float32(np.int64(word & _BIN_MASK)) * _BIN
+    low, high = table[position], table[position + 1]
+    return low + (high - low) * fraction
+
+
+@compiled
+def _draw_span(word, half, side):
+    """First and last place along one axis of a box that reaches half of the side both ways, cut off at the edges."""
+    centre = _below(word, side)
+    reach = np.int64(half * np.float32(side))
+    return max(centre - reach, 0), min(centre + reach, side)
+
+
+@compiled
+def _draw_mix(index, epoch, seed, probability, switch, height, width, cutmix_table, mixup_table):
+    """Weight of the own label and the CutMix box: y0, x0, y1, x1."""
+    nothing = np.int64(0)
+    w0, w1, w2, _ = philox(index, epoch, _U(MIX), seed)
+    if _unit(w0) >= probability:
+        return _ONE, nothing, nothing, nothing, nothing
+    if _unit(w1) >= switch:
+        return _quantile(mixup_table, w2), nothing, nothing, nothing, nothing
+    half = _HALF_F * np.sqrt(_ONE - _quantile(cutmix_table, w2))
+    w0, w1, w2, _ = philox(index, epoch, _U(BOX), seed)
+    y0, y1 = _draw_span(w0, half, height)
+    x0, x1 = _draw_span(w1, half, width)
+    own, pixels = height * width - (y1 - y0) * (x1 - x0), height * width
+    return np.float32(own) / np.float32(pixels), y0, x0, y1, x1
+
+
+@compiled
+def _draw_geometry(i, index, epoch, seed, padding, flip, rotation, ints, floats):
+    w0, w1, w2, w3 = philox(index, epoch, _U(GEOMETRY), seed)
+    ints[i, SHIFT_Y] = _below(w0, 2 * padding + 1) - padding
+    ints[i, SHIFT_X] = _below(w1, 2 * padding + 1) - padding
+    if flip == 1:
+        ints[i, FLIP] = np.int32(w2 >> _TOP_BIT)
+    if rotation > _ZERO:
+        floats[i, ROTATION] = _symmetric(w3) * rotation
+
+
+@compiled
+def _draw_light(i, index, epoch, seed, height, width, cutout, brightness, contrast, ints, floats):
+    w0, w1, w2, w3 = philox(index, epoch, _U(ERASE_LIGHT), seed)
+    if cutout > 0:
+        top, left = _below(w0, height - cutout + 1), _below(w1, width - cutout + 1)
+        ints[i, CUTOUT], ints[i, CUTOUT + 1] = top, left
+        ints[i, CUTOUT + 2], ints[i, CUTOUT + 3] = top + cutout, left + cutout
+    if brightness > _ZERO:
+        floats[i, BRIGHTNESS] = _symmetric(w2) * brightness
+    floats[i, CONTRAST] = _ONE + _symmetric(w3) * contrast
+
+
+@compiled
+def _draw_colour(i, index, epoch, seed, saturation_low, saturation_high, hue, floats):
+    w0, w1, _, _ = philox(index, epoch, _U(COLOUR), seed)
+    floats[i, SATURATION] = saturation_low + _unit(w0) * (saturation_high - saturation_low)
+    if hue > _ZERO:
+        floats[i, HUE] = _symmetric(w1) * hue
+
+
+@compiled_for(SERIAL_DRAW)
+def draw_range(
+    first, last, seed, epoch, indices, setting_ints, setting_floats, cutmix_table, mixup_table, ints, floats
+):
+    """Fill rows first..last-1 of a plan; the settings as `plan.Settings` orders them."""
+    height, width, padding, flip, cutout, mix_per_image = setting_ints
+    probability, switch, brightness, contrast, rotation, saturation_low, saturation_high, hue = setting_floats
+    if first == last:
+        return
+    # What is drawn per batch is drawn by the index of its first image.
+    mix = _draw_mix(_U(indices[0]), epoch, seed, probability, switch, height, width, cutmix_table, mixup_table)
+    for i in range(first, last):
+        index = _U(indices[i])
+        for column in range(NUM_INTS):
+            ints[i, column] = 0
+        for column in range(NUM_FLOATS):
+            floats[i, column] = _ZERO
+        floats[i, WEIGHT] = floats[i, CONTRAST] = floats[i, SATURATION] = _ONE
+        # Four words cost as much as some hundred pixels: none are drawn that nothing needs.
+        if padding > 0 or flip == 1 or rotation > _ZERO:
+            _draw_geometry(i, index, epoch, seed, padding, flip, rotation, ints, floats)
+        if flip == 2:
+            word = philox(index, _FIRST_EPOCH, _U(ALTERNATING), seed)[0]
+            ints[i, FLIP] = np.int32((word >> _TOP_BIT) ^ (epoch & _U(1)))
+        if cutout > 0 or brightness > _ZERO or contrast > _ZERO:
+            _draw_light(i, index, epoch, seed, height, width, cutout, brightness, contrast, ints, floats)
+        if saturation_high > _ONE or hue > _ZERO:
+            _draw_colour(i, index, epoch, seed, saturation_low, saturation_high, hue, floats)
+        if probability > _ZERO:
+            if mix_per_image:
+                mix = _draw_mix(index, epoch, seed, probability, switch, height, width, cutmix_table, mixup_table)
+            floats[i, WEIGHT] = mix[0]
+            ints[i, CUTMIX], ints[i, CUTMIX + 1], ints[i, CUTMIX + 2], ints[i, CUTMIX + 3] = mix[1:]
+
+
+@compiled_for(ORDER_TYPES)
+def fisher_yates(order, seed, epoch):
+    """Fill order, int64 [n], with a permutation; seed and epoch uint64."""
+    num_images = len(order)
+    for place in range(num_images):
+        order[place] = place
+    block = -1
+    w0 = w1 = w2 = w3 = _FIRST_EPOCH
+    for place in range(num_images - 1, 0, -1):
+        if place >> 2 != block:
+            block = place >> 2
+            w0, w1, w2, w3 = philox(_U(block), epoch, _U(ORDER), seed)
+        lane = place & 3
+        word = w0 if lane == 0 else w1 if lane == 1 else w2 if lane == 2 else w3
+        other = _below(word, place + 1)
+        order[place], order[other] = order[other], order[place]
+
+
+@compiled_for(INSIDE)
+def rows_inside(rows, num_images):
+    """Whether all rows, int64 [n], are those of images."""
+    outside = False
+    for i in range(len(rows)):
+        outside |= rows[i] < 0 or rows[i] >= num_images
+    return not outside
+
+
+@compiled
+def _is_box(ints, i, column, height, width):
+    y0, x0, y1, x1 = ints[i, column], ints[i, column + 1], ints[i, column + 2], ints[i, column + 3]
+    return 0 <= y0 <= y1 <= height and 0 <= x0 <= x1 <= width
+
+
+@compiled_for(POSSIBLE)
+def is_possible(ints, floats, height, width):
+    """Whether all that a plan's arrays say can be done to images of this size; checks.check_plan says what cannot."""
+    possible = True
+    for i in range(len(ints)):
+        for column in range(NUM_FLOATS):
+            possible &= np.isfinite(floats[i, column])
+        possible &= abs(ints[i, SHIFT_Y]) <= MAX_SIDE_PX and abs(ints[i, SHIFT_X]) <= MAX_SIDE_PX
+        possible &= _is_box(ints, i, CUTOUT, height, width) and _is_box(ints, i, CUTMIX, height, width)
+        weight = floats[i, WEIGHT]
+        possible &= _ZERO <= weight <= _ONE
+        area = (ints[i, CUTMIX + 2] - ints[i, CUTMIX]) * (ints[i, CUTMIX + 3] - ints[i, CUTMIX + 1])
+        if area > 0:
+            possible &= weight == np.float32(height * width - area) / np.float32(height * width)
+    return possible

@@ -1,0 +1,214 @@
+"""Rows of the source, moved: crop, flip and rotation, compiled for the CPU. Images are pointers to uint8 [3 h w]."""
+
+import numpy as np
+
+from .numba_jit import compiled
+from .numba_vector import blend_texels, copy_bytes, moved, reverse_five
+from .plan import FLIP, SHIFT_X, SHIFT_Y
+from .reference import POSITION_BITS, TURN_BITS
+from .settings import MAX_SIDE_PX
+
+_POSITION_MASK, _POSITION = (1 << POSITION_BITS) - 1, np.float32(2.0**-POSITION_BITS)
+_RADIAN, _TURN = np.pi / 180.0, float(1 << TURN_BITS)
+
+
+@compiled
+def reflected(position, side):
+    """Position inside 0..side-1 that a mirrored plane shows, the edge itself not repeated."""
+    if 0 <= position < side:
+        return position
+    if side == 1:
+        return 0
+    position = abs(position) % (2 * side - 2)
+    return min(position, 2 * side - 2 - position)
+
+
+@compiled
+def _copy_rows(image, y, num_rows, shift_x, height, width, target):
+    """Copy source rows y.. shifted by shift_x pixels, in one piece: a shift along x is one of the flat image too.
+
+    What lies beyond the left and right edges comes out wrong, or not at all, and is mended by _mend_columns.
+    """
+    begin = 3 * (y * width + shift_x)
+    end = min(begin + 3 * num_rows * width, 3 * height * width)
+    skipped = max(-begin, 0)
+    copy_bytes(
+        moved(target, skipped),
+        moved(image, begin + skipped),
+        max(end - begin - skipped, 0),
+    )
+
+
+@compiled
+def _mend_columns(image, first, last, top, low, shift_y, shift_x, height, width, reflect, target):
+    """Write columns first..last-1, which lie beyond an edge of the source, of rows top..low-1."""
+    for x in range(first, last):
+        source_x = reflected(x + shift_x, width)
+        row = moved(target, 3 * x)
+        if not reflect:
+            for _ in range(low - top):
+                row[0] = row[1] = row[2] = np.uint8(0)
+                row = moved(row, 3 * width)
+        elif 0 <= source_x - shift_x < width:
+            # The pixel is also shown elsewhere in the same row, already in its place.
+            shown = moved(target, 3 * (source_x - shift_x))
+            for _ in range(low - top):
+                row[0], row[1], row[2] = shown[0], shown[1], shown[2]
+                row, shown = moved(row, 3 * width), moved(shown, 3 * width)
+        else:
+            for y in range(top, low):
+                pixel = moved(image, 3 * (width * reflected(y + shift_y, height) + source_x))
+                row[0], row[1], row[2] = pixel[0], pixel[1], pixel[2]
+                row = moved(row, 3 * width)
+
+
+@compiled
+def _crop_rows(image, top, low, shift_y, shift_x, height, width, reflect, target):
+    inner_top, inner_low = (
+        min(max(-shift_y, top), low),
+        max(min(height - shift_y, low), top),
+    )
+    if inner_top < inner_low:
+        begin = moved(target, 3 * (inner_top - top) * width)
+        _copy_rows(
+            image,
+            inner_top + shift_y,
+            inner_low - inner_top,
+            shift_x,
+            height,
+            width,
+            begin,
+        )
+    for y in range(top, low):
+        if inner_top <= y < inner_low:
+            continue
+        begin = moved(target, 3 * (y - top) * width)
+        if reflect:
+            _copy_rows(
+                image,
+                reflected(y + shift_y, height),
+                np.int64(1),
+                shift_x,
+                height,
+                width,
+                begin,
+            )
+        else:
+            for j in range(3 * width):
+                begin[j] = np.uint8(0)
+    first, last = max(width - shift_x, 0), width
+    if shift_x < 0:
+        first, last = np.int64(0), min(-shift_x, width)
+    _mend_columns(image, first, last, top, low, shift_y, shift_x, height, width, reflect, target)
+
+
+@compiled
+def move_rows(image, top, low, ints, height, width, reflect, unflipped, target):
+    """Write rows top..low-1 of the cropped and flipped image to target, and up to SLACK bytes more; all are pointers.
+
+    unflipped is a buffer for as many rows, with SLACK bytes before and after.
+    """
+    shift_y, shift_x = np.int64(ints[SHIFT_Y]), np.int64(ints[SHIFT_X])
+    flipped = ints[FLIP] != 0
+    _crop_rows(
+        image,
+        top,
+        low,
+        shift_y,
+        shift_x,
+        height,
+        width,
+        reflect,
+        unflipped if flipped else target,
+    )
+    if not flipped:
+        return
+    for row in range(low - top):
+        to, end = (
+            moved(target, 3 * row * width),
+            moved(unflipped, 3 * (row + 1) * width),
+        )
+        for five in range((width + 4) // 5):
+            reverse_five(moved(to, 15 * five), moved(end, -15 * (five + 1)))
+
+
+@compiled
+def turn(degrees):
+    """Cosine and sine of a float32 angle in multiples of 2**-15, int64, as reference.turns."""
+    angle = np.float64(degrees)
+    quarter = np.floor(angle / 90.0 + 0.5)
+    r = (angle - quarter * 90.0) * _RADIAN
+    r2 = r * r
+    sine, cosine = 1.0, 1.0
+    for power in range(13, 0, -2):
+        sine = 1.0 - sine * r2 / np.float64((power + 1) * (power + 2))
+    sine = sine * r
+    for power in range(12, -1, -2):
+        cosine = 1.0 - cosine * r2 / np.float64((power + 1) * (power + 2))
+    q = np.int64(quarter) & 3
+    if q == 1:
+        cosine, sine = -sine, cosine
+    elif q == 2:
+        cosine, sine = -cosine, -sine
+    elif q == 3:
+        cosine, sine = sine, -cosine
+    return np.int64(np.floor(cosine * _TURN + 0.5)), np.int64(np.floor(sine * _TURN + 0.5))
+
+
+@compiled
+def rotation_reach(height, width):
+    """Pixels beyond an edge that a rotated and shifted position can lie at most."""
+    return height + width + 2 * MAX_SIDE_PX
+
+
+@compiled
+def fill_offsets(offsets, side, reach, stride, reflect):
+    """Offset in the texture of every position -reach..side+reach-1 along one axis.
+
+    Where the plane shows nothing that is the texture's last row or column, which is black.
+    """
+    for position in range(-reach, side + reach):
+        inside = 0 <= position < side
+        offsets[position + reach] = np.int32(stride * (reflected(position, side) if inside or reflect else side))
+
+
+@compiled
+def fill_texture(image, height, width, texture):
+    """Copy an image to texture, uint8 [3 (h + 1) (w + 1) + SLACK], all but the last row and column."""
+    for y in range(height):
+        copy_bytes(moved(texture, 3 * y * (width + 1)), moved(image, 3 * y * width), 3 * width)
+
+
+@compiled
+def rotate_rows(texture, y_offsets, x_offsets, top, low, ints, degrees, height, width, values):
+    """Write rows top..low-1 of the rotated, cropped and flipped image to values, float32 [3 (low - top) w + SLACK]."""
+    cosine, sine = turn(degrees)
+    reach = rotation_reach(height, width)
+    # From column to column the doubled distance from the centre changes by two, or by minus two where flipped.
+    flipped = ints[FLIP] != 0
+    step = -2 if flipped else 2
+    x_doubled = 2 * (np.int64(ints[SHIFT_X]) + (width - 1 if flipped else 0)) - (width - 1)
+    for y in range(top, low):
+        y_doubled = 2 * (y + np.int64(ints[SHIFT_Y])) - (height - 1)
+        y_position = sine * x_doubled + cosine * y_doubled + ((height - 1) << TURN_BITS)
+        x_position = cosine * x_doubled - sine * y_doubled + ((width - 1) << TURN_BITS)
+        for _ in range(width):
+            y_low, x_low = (
+                (y_position >> POSITION_BITS) + reach,
+                (x_position >> POSITION_BITS) + reach,
+            )
+            top_y, low_y = np.int64(y_offsets[y_low]), np.int64(y_offsets[y_low + 1])
+            left, right = np.int64(x_offsets[x_low]), np.int64(x_offsets[x_low + 1])
+            blend_texels(
+                values,
+                texture,
+                top_y + left,
+                top_y + right,
+                low_y + left,
+                low_y + right,
+                np.float32(x_position & _POSITION_MASK) * _POSITION,
+                np.float32(y_position & _POSITION_MASK) * _POSITION,
+            )
+            values = moved(values, 3)
+            y_position += sine * step
+            x_position += cosine * step

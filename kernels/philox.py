@@ -1,0 +1,87 @@
+"""The counter-based generator Philox-4x32-10 in NumPy, and how its words become numbers.
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; checked against the known
+answers of their Random123 library. The key is the seed. The counter is (index, epoch, stream), so that what is drawn
+for an image never depends on what was drawn before. The compiled forms repeat this arithmetic and are tested against
+it.
+"""
+
+import numpy as np
+
+MULTIPLIER_0 = 0xD2511F53
+MULTIPLIER_1 = 0xCD9E8D57
+WEYL_0 = 0x9E3779B9
+WEYL_1 = 0xBB67AE85
+NUM_ROUNDS = 10
+
+# The last word of the counter: which four words of an image these are.
+GEOMETRY = 0  # crop along y, crop along x, flip, rotation
+ALTERNATING = 1  # flip in epoch 0
+ERASE_LIGHT = 2  # cutout y, cutout x, brightness, contrast
+COLOUR = 3  # saturation, hue
+MIX = 4  # whether, which kind, label weight
+BOX = 5  # CutMix centre y, centre x
+ORDER = 6  # shuffling
+
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+def philox_4x32(counter_n4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Four random words for each counter.
+
+    counter_n4: uint32 [n, 4]; key: two 32-bit integers. Returns uint32 [n, 4].
+    """
+    counters = np.asarray(counter_n4).astype(np.uint64)
+    c0, c1, c2, c3 = (counters[:, word] for word in range(4))
+    k0, k1 = key
+    for _ in range(NUM_ROUNDS):
+        product_0 = c0 * np.uint64(MULTIPLIER_0)
+        product_1 = c2 * np.uint64(MULTIPLIER_1)
+        c0, c1, c2, c3 = (
+            (product_1 >> _HALF) ^ c1 ^ np.uint64(k0),
+            product_1 & _LOW,
+            (product_0 >> _HALF) ^ c3 ^ np.uint64(k1),
+            product_0 & _LOW,
+        )
+        k0 = (k0 + WEYL_0) & 0xFFFFFFFF
+        k1 = (k1 + WEYL_1) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
+
+
+def words(seed: int, epoch: int, indices_n: np.ndarray, stream: int) -> np.ndarray:
+    """Four random words for each index: uint32 [n, 4] from int64 [n]."""
+    indices = np.asarray(indices_n, dtype=np.int64).astype(np.uint64)
+    counters = np.empty((len(indices), 4), dtype=np.uint32)
+    counters[:, 0] = indices & _LOW
+    counters[:, 1] = indices >> _HALF
+    counters[:, 2] = epoch
+    counters[:, 3] = stream
+    return philox_4x32(counters, (seed & 0xFFFFFFFF, seed >> 32))
+
+
+def below(words_n: np.ndarray, bound: int) -> np.ndarray:
+    """Integers 0..bound-1, int64 [n]: the high half of word * bound, a bias below bound / 2**32."""
+    return ((words_n.astype(np.uint64) * np.uint64(bound)) >> _HALF).astype(np.int64)
+
+
+def unit(words_n: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1), float32 [n]: the high 24 bits, exact in float32."""
+    return (words_n >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def symmetric(words_n: np.ndarray) -> np.ndarray:
+    """Numbers in [-1, 1), float32 [n], exact in float32."""
+    return unit(words_n) * np.float32(2.0) - np.float32(1.0)
+
+
+def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation, int64 [num_images]: Fisher-Yates from the last place down, place i drawn from word i."""
+    blocks = np.arange((num_images + 3) // 4, dtype=np.int64)
+    drawn = words(seed, epoch, blocks, ORDER).reshape(-1)[:num_images].astype(np.uint64)
+    products: np.ndarray = drawn * np.arange(1, num_images + 1, dtype=np.uint64)
+    places = products >> _HALF
+    order = list(range(num_images))
+    for place, other in zip(range(num_images - 1, 0, -1), reversed(places.tolist()), strict=False):
+        order[place], order[other] = order[other], order[place]
+    return np.array(order, dtype=np.int64)

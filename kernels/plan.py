@@ -1,0 +1,190 @@
+"""The augmentation plan: the numbers that say what is done to each image of a batch, and the tables behind them."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .settings import FLIPS, PADDING_MODES, Augmentation
+
+# Columns of Plan.ints_nk and Plan.floats_nk; the compiled forms read the same columns.
+SHIFT_Y, SHIFT_X, FLIP, CUTOUT, CUTMIX = 0, 1, 2, 3, 7
+NUM_INTS = 11
+WEIGHT, BRIGHTNESS, CONTRAST, ROTATION, SATURATION, HUE = range(6)
+NUM_FLOATS = 6
+
+BETA_TABLE_BINS = 4096
+NUM_SETTING_INTS = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to each of n images of height x width pixels; made by `draw_plan`, or by hand from `Plan.identity`.
+
+    The named properties are views: writing to them changes the plan. `augment` checks a plan before it touches pixels.
+    """
+
+    ints_nk: np.ndarray
+    """int32 [n, 11], NumPy: shift y, x; flip; cutout box; CutMix box (y0, x0, y1, x1, end excluded)."""
+    floats_nk: np.ndarray
+    """float32 [n, 6], NumPy: weight of the own label, brightness, contrast, rotation, saturation, hue."""
+    height: int
+    width: int
+    padding_mode: str = "reflect"
+
+    @classmethod
+    def identity(cls, num_images: int, height: int, width: int, padding_mode: str = "reflect") -> "Plan":
+        """A plan that does nothing, NumPy arrays."""
+        ints = np.zeros((num_images, NUM_INTS), dtype=np.int32)
+        floats = np.zeros((num_images, NUM_FLOATS), dtype=np.float32)
+        floats[:, [WEIGHT, CONTRAST, SATURATION]] = 1.0
+        return cls(ints, floats, height, width, padding_mode)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.ints_nk)
+
+    @property
+    def shifts_n2(self) -> np.ndarray:
+        """int32 [n, 2]: output pixel (y, x) shows source pixel (y + shift_y, x + shift_x), before flipping."""
+        return self.ints_nk[:, SHIFT_Y : SHIFT_X + 1]
+
+    @property
+    def flips_n(self) -> np.ndarray:
+        """int32 [n]: 1 where the image is mirrored left-right after the shift."""
+        return self.ints_nk[:, FLIP]
+
+    @property
+    def cutout_boxes_n4(self) -> np.ndarray:
+        """int32 [n, 4]: y0, x0, y1, x1 of the erased box, end excluded; empty where y0 == y1 or x0 == x1."""
+        return self.ints_nk[:, CUTOUT : CUTOUT + 4]
+
+    @property
+    def cutmix_boxes_n4(self) -> np.ndarray:
+        """int32 [n, 4]: y0, x0, y1, x1 of the box that shows the partner, end excluded."""
+        return self.ints_nk[:, CUTMIX : CUTMIX + 4]
+
+    @property
+    def mix_weights_n(self) -> np.ndarray:
+        """float32 [n]: weight of the own label, for CutMix the share of own pixels; 1 - weight is the partner's."""
+        return self.floats_nk[:, WEIGHT]
+
+    @property
+    def partners_n(self) -> np.ndarray:
+        """int64 [n]: position in the batch of the image that each is mixed with, (i + 1) % n."""
+        return partners(len(self))
+
+    @property
+    def brightness_n(self) -> np.ndarray:
+        """float32 [n]: added after normalising, in standard deviations."""
+        return self.floats_nk[:, BRIGHTNESS]
+
+    @property
+    def contrast_n(self) -> np.ndarray:
+        """float32 [n]: factor, applied after brightness."""
+        return self.floats_nk[:, CONTRAST]
+
+    @property
+    def rotation_n(self) -> np.ndarray:
+        """float32 [n]: degrees, counter-clockwise."""
+        return self.floats_nk[:, ROTATION]
+
+    @property
+    def saturation_n(self) -> np.ndarray:
+        """float32 [n]: factor, 1 leaves pixels untouched."""
+        return self.floats_nk[:, SATURATION]
+
+    @property
+    def hue_n(self) -> np.ndarray:
+        """float32 [n]: turn of the hue as a share of the full circle, 0 leaves pixels untouched."""
+        return self.floats_nk[:, HUE]
+
+
+def partners(num_images: int) -> np.ndarray:
+    """Mixing partner of each batch position, int64 [n]: (i + 1) % n."""
+    partners_n = np.arange(1, num_images + 1, dtype=np.int64)
+    if num_images:
+        partners_n[-1] = 0
+    return partners_n
+
+
+class Settings(NamedTuple):
+    """An augmentation for images of one size, as every form reads it: NUM_SETTING_INTS integers first."""
+
+    height: int
+    width: int
+    crop_padding: int
+    flip: int
+    cutout: int
+    mix_per_image: int
+    mix_probability: np.float32
+    mix_switch: np.float32
+    brightness: np.float32
+    contrast: np.float32
+    rotation: np.float32
+    saturation_low: np.float32
+    saturation_high: np.float32
+    hue: np.float32
+
+
+@lru_cache(maxsize=64)
+def settings_for(augmentation: Augmentation, height: int, width: int) -> Settings:
+    """The numbers of an augmentation; raises ValueError where the images are of a size that it cannot take."""
+    augmentation.check_size(height, width)
+    if augmentation.cutmix > 0 and augmentation.mixup > 0:
+        switch = augmentation.mix_switch
+    else:
+        # A drawn number in [0, 1) is below 1 always and below 0 never, so that one comparison serves all three cases.
+        switch = 1.0 if augmentation.cutmix > 0 else 0.0
+    return Settings(
+        height=height,
+        width=width,
+        crop_padding=augmentation.crop_padding,
+        flip=FLIPS.index(augmentation.flip),
+        cutout=augmentation.cutout,
+        mix_per_image=int(augmentation.mix_per == "image"),
+        mix_probability=np.float32(augmentation.mix_probability if augmentation.mixes else 0.0),
+        mix_switch=np.float32(switch),
+        brightness=np.float32(augmentation.brightness),
+        contrast=np.float32(augmentation.contrast),
+        rotation=np.float32(augmentation.rotation),
+        saturation_low=np.float32(max(0.0, 1.0 - augmentation.saturation)),
+        saturation_high=np.float32(1.0 + augmentation.saturation),
+        hue=np.float32(augmentation.hue),
+    )
+
+
+@lru_cache(maxsize=16)
+def beta_table(alpha: float) -> np.ndarray:
+    """Quantiles of Beta(alpha, alpha) at 0, 1/4096 ... 1, float32 [4097]; linear in between.
+
+    alpha 0 (off) and 1 give the uniform distribution's. The array is read-only.
+    """
+    probabilities = np.linspace(0.0, 1.0, BETA_TABLE_BINS + 1)
+    if alpha in (0.0, 1.0):
+        quantiles = probabilities
+    else:
+        from scipy.special import betaincinv
+
+        quantiles = betaincinv(alpha, alpha, probabilities)
+    table = quantiles.astype(np.float32)
+    table.flags.writeable = False
+    return table
+
+
+def beta_tables(augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:
+    """Tables of CutMix's and MixUp's label weights."""
+    return beta_table(float(augmentation.cutmix)), beta_table(float(augmentation.mixup))
+
+
+def is_reflect(padding_mode: str) -> bool:
+    """Whether the image is extended by reflection (else by zeros)."""
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode: got {padding_mode!r}, takes {' or '.join(PADDING_MODES)}")
+    return padding_mode == "reflect"
+
+
+def share(own_pixels: np.ndarray, pixels: int) -> np.ndarray:
+    """Share of own pixels as the nearest float32."""
+    return own_pixels.astype(np.float32) / np.float32(pixels)

@@ -1,0 +1,56 @@
+"""The reference form behind the calls that the compiled form for the CPU has too."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import checks, philox, reference
+from .plan import Plan, Settings
+
+if TYPE_CHECKING:
+    import torch
+
+epoch_order = philox.epoch_order
+
+
+def draw(
+    settings: Settings,
+    tables: tuple[np.ndarray, np.ndarray],
+    seed: int,
+    epoch: int,
+    indices_n: np.ndarray,
+    ints: np.ndarray,
+    floats: np.ndarray,
+    num_threads: int | None = None,
+) -> None:
+    """Fill a plan's arrays."""
+    reference.draw(settings, tables, int(seed), int(epoch), indices_n, ints, floats)
+
+
+check_rows = checks.check_rows
+
+
+def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:
+    """Raise ValueError where a row or the plan is wrong."""
+    checks.check_rows(rows_n, num_images)
+    checks.check_plan_shape(plan, len(rows_n), height, width)
+    checks.check_plan_numbers(plan)
+
+
+def augment(
+    images_nhwc: Any,
+    rows_n: np.ndarray,
+    plan: Plan,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    out: "torch.Tensor",
+    num_threads: int | None = None,
+) -> None:
+    """Write the batch to out, [n, 3, h, w] channels-last."""
+    import torch
+
+    if len(rows_n) == 0:
+        return
+    images = images_nhwc if isinstance(images_nhwc, np.ndarray) else images_nhwc.detach().cpu().numpy()
+    batch = reference.augment(images, rows_n, plan, scale, shift)
+    out.copy_(torch.from_numpy(batch).permute(0, 3, 1, 2))

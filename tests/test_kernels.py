@@ -1,0 +1,269 @@
+"""The forms of the kernels against each other, and the reference against other libraries."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import CIFAR, augmentations, pictures, same_bits
+from torchvision.transforms import v2
+
+from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan
+from fastcifar.kernels.numba_pixels import BAND_VALUES
+
+DTYPES = ("float32", "bfloat16", "float16")
+SIDES = st.one_of(st.integers(1, 12), st.sampled_from([31, 32, 33, 40]))
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_compiled_form_agrees_with_reference_on_every_bit(data):
+    height, width = data.draw(SIDES), data.draw(SIDES)
+    num_images = data.draw(st.integers(1, 7))
+    augmentation = data.draw(augmentations(height, width))
+    images = pictures(num_images + 2, height, width, data.draw(st.integers(0, 99)))
+    rows = np.array(data.draw(st.lists(st.integers(0, num_images + 1), min_size=num_images, max_size=num_images)))
+    options = {
+        "seed": data.draw(st.integers(0, 2**64 - 1)),
+        "epoch": data.draw(st.integers(0, 2**32 - 1)),
+        "indices_n": data.draw(st.lists(st.integers(0, 2**40), min_size=num_images, max_size=num_images).map(np.array)),
+        "dtype": data.draw(st.sampled_from(DTYPES)),
+    }
+    expected, weights, partners = augment_batch(images, rows, augmentation, CIFAR, form="reference", **options)
+    for num_threads in (1, 2):
+        got, got_weights, got_partners = augment_batch(
+            images, rows, augmentation, CIFAR, form="numba", num_threads=num_threads, **options
+        )
+        assert same_bits(got, expected)
+        if augmentation.mixes:
+            assert torch.equal(got_weights, weights)
+            assert torch.equal(got_partners, partners)
+        else:
+            assert got_weights is None
+            assert got_partners is None
+
+
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (1, 1), (1, 256), (256, 1), (100, 31), (64, 64)])
+def test_forms_agree_at_any_size(height, width):
+    images = pictures(3, height, width)
+    assert images[0].size in (3, 768) or images[0].size > BAND_VALUES
+    padding = min(height, width) - 1
+    augmentation = Augmentation(
+        crop_padding=padding, flip="random", cutmix=1.0, rotation=180, hue=0.5, saturation=1, mix_per="image", cutout=1
+    )
+    for changed in (augmentation, Augmentation(crop_padding=padding, flip="random", cutmix=1.0, mixup=1.0)):
+        expected = augment_batch(images, [2, 0, 1], changed, CIFAR, seed=3, epoch=1, form="reference")[0]
+        assert same_bits(augment_batch(images, [2, 0, 1], changed, CIFAR, seed=3, epoch=1, form="numba")[0], expected)
+
+
+def test_augment_batch_is_draw_plan_and_augment():
+    images = pictures(9, 8, 8)
+    augmentation = Augmentation(crop_padding=2, flip="random", mixup=1.0, rotation=20, mix_per="image")
+    rows, indices = np.array([4, 4, 1]), np.array([100, 7, 3])
+    plan = draw_plan(augmentation, seed=5, epoch=2, indices_n=indices, height=8, width=8)
+    batch, weights, partners = augment_batch(
+        images, rows, augmentation, CIFAR, seed=5, epoch=2, indices_n=indices, dtype="float32"
+    )
+    assert same_bits(augment(images, plan, CIFAR, rows_n=rows, dtype="float32"), batch)
+    assert np.array_equal(weights.numpy(), plan.mix_weights_n)
+    assert partners.tolist() == plan.partners_n.tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("form", ["reference", "numba"])
+def test_without_augmentation_pixels_are_only_normalised(form):
+    images = pictures(4, 7, 5)
+    assert Augmentation().is_identity
+    batch = augment_batch(images, [3, 0], Augmentation(), CIFAR, seed=9, epoch=4, dtype="float32", form=form)[0]
+    scale, shift = (torch.tensor(numbers, dtype=torch.float32) for numbers in (CIFAR.scale, CIFAR.shift))
+    expected = torch.from_numpy(images[[3, 0]]).float() * scale + shift
+    assert torch.equal(batch.permute(0, 2, 3, 1), expected)
+    plan = Plan.identity(2, 7, 5)
+    assert torch.equal(augment(images, plan, CIFAR, rows_n=[3, 0], dtype="float32", form=form), batch)
+    mean, std = torch.tensor(CIFAR.mean), torch.tensor(CIFAR.std)
+    by_torchvision = (torch.from_numpy(images[[3, 0]]).float() / 255 - mean) / std
+    assert torch.allclose(expected, by_torchvision, atol=1e-6)
+
+
+def test_pixels_come_back_from_identity_normalisation():
+    images = pictures(5, 6, 6)
+    for dtype in ("float32", "float16"):
+        batch = augment(images, Plan.identity(5, 6, 6), Normalisation.identity(), dtype=dtype)
+        assert np.array_equal((batch.permute(0, 2, 3, 1).float() * 255).round().numpy().astype(np.uint8), images)
+
+
+@pytest.mark.parametrize("name", ["crop", "flip", "rotation", "saturation", "hue", "brightness", "contrast"])
+def test_each_kind_leaves_pixels_untouched_at_its_identity(name):
+    """A plan in which another image is changed, so that the kernels do go through that kind's code."""
+    images = pictures(2, 9, 9)
+    plan = Plan.identity(2, 9, 9)
+    changed = {
+        "crop": plan.shifts_n2,
+        "flip": plan.flips_n,
+        "rotation": plan.rotation_n,
+        "saturation": plan.saturation_n,
+        "hue": plan.hue_n,
+        "brightness": plan.brightness_n,
+        "contrast": plan.contrast_n,
+    }[name]
+    changed[0] = 1 if name in ("crop", "flip") else 0.3
+    untouched = augment(images, Plan.identity(2, 9, 9), CIFAR, dtype="float32")
+    for form in ("reference", "numba"):
+        batch = augment(images, plan, CIFAR, dtype="float32", form=form)
+        assert same_bits(batch[1:], untouched[1:])
+        assert not torch.equal(batch[0], untouched[0])
+
+
+@pytest.mark.parametrize("padding_mode", ["reflect", "constant"])
+def test_crop_is_a_slice_of_the_padded_image(padding_mode):
+    padding, side = 3, 8
+    shifts = list(itertools.product(range(-padding, padding + 1), repeat=2))
+    images = pictures(len(shifts), side, side)
+    plan = Plan.identity(len(shifts), side, side, padding_mode)
+    plan.shifts_n2[:] = shifts
+    plan.flips_n[::2] = 1
+    batch = augment(images, plan, Normalisation.identity(), dtype="float32")
+    padded = torch.nn.functional.pad(
+        torch.from_numpy(images).permute(0, 3, 1, 2).float(), (padding,) * 4, mode=padding_mode
+    )
+    for i, (y, x) in enumerate(shifts):
+        expected = padded[i, :, padding + y : padding + y + side, padding + x : padding + x + side]
+        if plan.flips_n[i]:
+            expected = expected.flip(2)
+        assert torch.equal((batch[i] * 255).round(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["reference", "numba"])
+def test_cast_is_torchs(dtype, form):
+    """Scales from below the smallest number of the output to beyond its largest, each with every pixel value."""
+    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    plan = Plan.identity(1, 16, 16)
+    for exponent in range(-40, 40):
+        plan.contrast_n[0] = 1.37 * 2.0**exponent
+        exact = augment(images, plan, CIFAR, dtype=torch.float32, form=form)
+        assert same_bits(augment(images, plan, CIFAR, dtype=dtype, form=form), exact.to(dtype))
+        plan.hue_n[0] = 1e-30  # goes another way through the kernel
+        exact = augment(images, plan, CIFAR, dtype=torch.float32, form=form)
+        assert same_bits(augment(images, plan, CIFAR, dtype=dtype, form=form), exact.to(dtype))
+        plan.hue_n[0] = 0
+
+
+def test_cutout_erases_exactly_its_box():
+    images = pictures(50, 10, 12)
+    plan = draw_plan(Augmentation(cutout=4), seed=1, epoch=0, indices_n=range(50), height=10, width=12)
+    batch = augment(images, plan, CIFAR, dtype="float32")
+    whole = augment(images, Plan.identity(50, 10, 12), CIFAR, dtype="float32")
+    for i, (y0, x0, y1, x1) in enumerate(plan.cutout_boxes_n4):
+        assert (y1 - y0, x1 - x0) == (4, 4)
+        whole[i, :, y0:y1, x0:x1] = 0
+    assert same_bits(batch, whole)
+    assert len({tuple(box) for box in plan.cutout_boxes_n4.tolist()}) > 20
+
+
+def test_cutmix_weights_are_the_share_of_pixels_shown():
+    """Image i is all of value i, so that what a pixel shows can be read from it."""
+    height, width, num_images = 9, 14, 200
+    images = np.arange(num_images, dtype=np.uint8)[:, None, None, None].repeat(height, 1).repeat(width, 2).repeat(3, 3)
+    augmentation = Augmentation(crop_padding=3, flip="random", cutmix=1.0, mix_per="image")
+    for form in ("reference", "numba"):
+        batch, weights, partners = augment_batch(
+            images,
+            range(num_images),
+            augmentation,
+            Normalisation.identity(),
+            seed=3,
+            epoch=8,
+            form=form,
+            dtype="float32",
+        )
+        shown = (batch * 255).round().to(torch.int64)
+        own = (shown == torch.arange(num_images)[:, None, None, None]).sum((1, 2, 3))
+        others = (shown == partners[:, None, None, None]).sum((1, 2, 3))
+        assert (own + others == 3 * height * width).all()
+        assert torch.equal(weights, own.float() / (3 * height * width))
+        assert 0.3 < weights.mean() < 0.8
+        assert len(set(weights.tolist())) > 25
+
+
+def test_mixup_blends_with_the_partner_by_the_labels_weight():
+    images = pictures(20, 6, 6)
+    augmentation = Augmentation(mixup=0.7, mix_per="image")
+    batch, weights, partners = augment_batch(images, range(20), augmentation, CIFAR, seed=3, epoch=8, dtype="float32")
+    plain = augment(images, Plan.identity(20, 6, 6), CIFAR, dtype="float32")
+    weight = weights[:, None, None, None]
+    assert torch.allclose(batch, plain * weight + plain[partners] * (1 - weight), atol=1e-6)
+
+
+def _reversed_batch_of_torchvision(transform, plain, labels, params):
+    """Torchvision mixes with the image before, we with the one after: the same for a reversed batch."""
+    images = transform.transform(plain.flip(0), params).flip(0)
+    return images, transform.transform(labels.flip(0), params).flip(0)
+
+
+def test_cutmix_is_torchvisions():
+    num_images, num_classes = 8, 10
+    images = pictures(num_images, 32, 32)
+    labels = torch.arange(num_images) % num_classes
+    plain = augment(images, Plan.identity(num_images, 32, 32), CIFAR, dtype="float32")
+    transform = v2.CutMix(num_classes=num_classes)
+    for epoch in range(10):
+        plan = draw_plan(
+            Augmentation(cutmix=1.0), seed=1, epoch=epoch, indices_n=range(num_images), height=32, width=32
+        )
+        y0, x0, y1, x1 = plan.cutmix_boxes_n4[0].tolist()
+        weight = 1.0 - (y1 - y0) * (x1 - x0) / (32 * 32)
+        params = {"labels": labels.flip(0), "batch_size": num_images, "box": (x0, y0, x1, y1), "lam_adjusted": weight}
+        expected, expected_labels = _reversed_batch_of_torchvision(transform, plain, labels, params)
+        assert same_bits(augment(images, plan, CIFAR, dtype="float32"), expected)
+        one_hot = torch.nn.functional.one_hot(labels, num_classes).float()
+        own = torch.from_numpy(plan.mix_weights_n)[:, None]
+        assert torch.allclose(own * one_hot + (1 - own) * one_hot[plan.partners_n], expected_labels)
+
+
+def test_mixup_is_torchvisions():
+    num_images, num_classes = 8, 10
+    images = pictures(num_images, 32, 32)
+    labels = torch.arange(num_images) % num_classes
+    plain = augment(images, Plan.identity(num_images, 32, 32), CIFAR, dtype="float32")
+    plan = draw_plan(Augmentation(mixup=0.4), seed=1, epoch=3, indices_n=range(num_images), height=32, width=32)
+    weight = float(plan.mix_weights_n[0])
+    assert 0 < weight < 1
+    params = {"labels": labels.flip(0), "batch_size": num_images, "lam": weight}
+    expected, _ = _reversed_batch_of_torchvision(v2.MixUp(num_classes=num_classes), plain, labels, params)
+    assert torch.allclose(augment(images, plan, CIFAR, dtype="float32"), expected, atol=1e-6)
+
+
+def test_batch_of_one_is_its_own_partner():
+    images = pictures(1, 8, 8)
+    batch, weights, partners = augment_batch(images, [0], Augmentation(cutmix=1.0), CIFAR, seed=1, epoch=1)
+    assert partners.tolist() == [0]
+    assert 0 < weights[0] < 1
+    assert same_bits(batch, augment(images, Plan.identity(1, 8, 8), CIFAR))
+
+
+def test_empty_batch():
+    for form in ("reference", "numba"):
+        batch, weights, _ = augment_batch(
+            pictures(2, 8, 8), [], Augmentation(mixup=1.0), CIFAR, seed=1, epoch=1, form=form
+        )
+        assert batch.shape == (0, 3, 8, 8)
+        assert len(weights) == 0
+
+
+def test_output_is_written_where_asked():
+    images = torch.from_numpy(pictures(4, 8, 8))
+    out = torch.full((4, 3, 8, 8), 7.0, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    batch = augment(images, Plan.identity(4, 8, 8), CIFAR, out=out)
+    assert batch is out
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert same_bits(out, augment(images.numpy(), Plan.identity(4, 8, 8), CIFAR, form="reference"))
+
+
+def test_reads_memory_mapped_images(tmp_path):
+    images = pictures(4, 8, 8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    plan = Plan.identity(2, 8, 8)
+    assert same_bits(augment(mapped, plan, CIFAR, rows_n=[3, 1]), augment(images, plan, CIFAR, rows_n=[3, 1]))

@@ -1,0 +1,213 @@
+"""What compiling costs and how compiled code behaves in a process: caches, threads, forks, operators."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kernel_cases import CIFAR, pictures, same_bits
+
+from fastcifar.kernels import Augmentation, augment_batch, draw_plan, ops
+
+AUGMENTATION = Augmentation(crop_padding=2, flip="random", cutmix=1.0, rotation=10, mix_per="image")
+
+
+def _python(code: str, **environment: str) -> str:
+    """Output of a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def _batch(**options):
+    return augment_batch(pictures(30, 8, 8), range(30), AUGMENTATION, CIFAR, seed=1, epoch=1, **options)[0]
+
+
+def test_a_second_process_compiles_nothing():
+    _batch(num_threads=2)  # the first process, where this is run alone
+    code = """
+import json, numpy as np
+from numba.core import event
+compiled = []
+class Listener(event.Listener):
+    def on_start(self, found): pass
+    def on_end(self, found): compiled.append(found.data["dispatcher"].py_func.__name__)
+event.register("numba:compile", Listener())
+from fastcifar.kernels import Augmentation, Normalisation, augment_batch, epoch_order
+for num_threads in (1, 2):
+    augment_batch(np.zeros((4, 8, 8, 3), np.uint8), [1, 2], Augmentation(cutmix=1.0, rotation=3), Normalisation.identity(),
+                  seed=0, epoch=0, num_threads=num_threads)
+epoch_order(10, 0, 0)
+from fastcifar.kernels import numba_cpu
+functions = [numba_cpu._draw, numba_cpu._augment, numba_cpu.draw_range, numba_cpu.augment_range, numba_cpu.layout]
+print(json.dumps([compiled, [sum(f.stats.cache_hits.values()) for f in functions], [len(f.signatures) for f in functions]]))
+"""
+    compiled, hits, signatures = json.loads(_python(code))
+    assert compiled == []
+    assert hits == [1] * 5
+    assert signatures == [1] * 5
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = """
+import sys
+import fastcifar.kernels
+from fastcifar.kernels import Augmentation, Normalisation
+Augmentation(), Normalisation.identity()
+print([name for name in ("numba", "torch", "scipy", "numpy", "llvmlite") if name in sys.modules])
+"""
+    assert _python(code).strip() == "[]"
+
+
+def test_the_reference_needs_no_numba():
+    code = """
+import sys
+sys.modules["numba"] = None
+from fastcifar.kernels import dispatch
+dispatch.has_numba = lambda: False
+import numpy as np
+from fastcifar.kernels import Augmentation, Normalisation, augment_batch, epoch_order
+batch = augment_batch(np.ones((4, 8, 8, 3), np.uint8), [1], Augmentation(), Normalisation.identity(), seed=0, epoch=0)[0]
+print(batch.shape, len(epoch_order(5, 0, 0)))
+"""
+    assert _python(code).split() == ["torch.Size([1,", "3,", "8,", "8])", "5"]
+
+
+def test_stale_code_is_not_used_after_a_change_elsewhere():
+    """Numba keys its cache by a function's own file; ours is keyed by all of them."""
+    from fastcifar.kernels import numba_jit
+
+    folder = Path(numba_jit.__file__).parent
+    sources = {path.name for path in folder.glob("numba_*.py")} - {"numba_cuda.py"}
+    assert {"numba_pixels.py", "numba_vector.py", "numba_draw.py"} <= sources
+    cell = numba_jit._stamped(lambda: None).__closure__[0].cell_contents
+    assert cell == numba_jit._digest()
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_results_do_not_depend_on_threads(layer):
+    code = f"""
+import threading, numpy as np, torch
+from fastcifar.kernels import Augmentation, Normalisation, augment_batch
+import numba
+images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
+augmentation = Augmentation(crop_padding=2, flip="random", cutmix=1.0, mixup=1.0, mix_per="image", rotation=9)
+def run(num_threads):
+    return augment_batch(images, range(64), augmentation, Normalisation.identity(), seed=0, epoch=0, num_threads=num_threads)[0]
+one = run(1)
+results = []
+threads = [threading.Thread(target=lambda: results.extend(run(n) for n in (2, 4, 3, 4) * 5)) for _ in range(3)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(numba.threading_layer(), len(results), all(torch.equal(one, result) for result in results))
+"""
+    wanted = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4", "OMP_NUM_THREADS": "4"}
+    assert _python(code, **wanted).split() == [layer, "60", "True"]
+
+
+def test_several_python_threads_at_once():
+    expected = _batch(num_threads=1)
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.extend(_batch(num_threads=1) for _ in range(20))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 60
+    assert all(same_bits(result, expected) for result in results)
+
+
+def test_a_forked_process_may_use_one_thread():
+    code = """
+import os, numpy as np
+from fastcifar.kernels import Augmentation, Normalisation, augment_batch
+images = np.ones((64, 8, 8, 3), np.uint8)
+def run(num_threads):
+    augment_batch(images, range(64), Augmentation(), Normalisation.identity(), seed=0, epoch=0, num_threads=num_threads)
+run(2)
+child = os.fork()
+if child == 0:
+    run(1)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert _python(code, PYTHONWARNINGS="ignore").strip() == "0"
+
+
+def _op_arguments():
+    images = torch.from_numpy(pictures(9, 8, 6))
+    rows = torch.tensor([3, 1, 8, 0])
+    plan = draw_plan(AUGMENTATION, seed=1, epoch=2, indices_n=rows, height=8, width=6)
+    return images, rows, torch.from_numpy(plan.ints_nk), torch.from_numpy(plan.floats_nk)
+
+
+@pytest.mark.parametrize("form", ["reference", "numba"])
+def test_opcheck(form):
+    images, rows, ints, floats = _op_arguments()
+    scales = ([0.5] * 3, [0.2] * 3)
+    torch.library.opcheck(
+        torch.ops.fastcifar.augment, (images, rows, ints, floats, "reflect", *scales, torch.bfloat16, form)
+    )
+    amounts = [1.0, 0.0, 1.0, 0.5, 0.0, 0.0, 10.0, 0.0, 0.0]
+    torch.library.opcheck(
+        torch.ops.fastcifar.augment_batch,
+        (images, rows, rows, [2, 0], "reflect", "random", "image", amounts, *scales, 1, 2, torch.float16, form),
+    )
+
+
+def test_operators_compile_without_a_break():
+    images, rows, ints, floats = _op_arguments()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(images, rows, epoch):
+        batch, weights, partners = ops.augment_batch(
+            images, rows, AUGMENTATION, CIFAR, seed=1, epoch=epoch, dtype=torch.float32
+        )
+        planned = ops.augment(images, rows, ints, floats, CIFAR, dtype=torch.float32)
+        return batch.relu(), weights, partners, planned
+
+    for epoch in (2, 3, 4):
+        batch, weights, partners, planned = step(images, rows, epoch)
+        expected, expected_weights, expected_partners = augment_batch(
+            images, rows, AUGMENTATION, CIFAR, seed=1, epoch=epoch, dtype=torch.float32
+        )
+        assert torch.equal(batch, expected.relu())
+        assert torch.equal(weights, expected_weights)
+        assert torch.equal(partners, expected_partners)
+        assert torch.equal(planned, expected) == (epoch == 2)
+
+
+def test_operators_give_weights_of_one_without_mixing():
+    images, rows, _, _ = _op_arguments()
+    _, weights, partners = ops.augment_batch(images, rows, Augmentation(), CIFAR, seed=0, epoch=0)
+    assert weights.tolist() == [1.0] * 4
+    assert partners.tolist() == [1, 2, 3, 0]
+
+
+def test_default_is_torchs_number_of_threads(monkeypatch):
+    from fastcifar.kernels import numba_cpu
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert numba_cpu._tasks(100, None) == 1
+    assert numba_cpu._tasks(1, 8) == 1
+    assert numba_cpu._tasks(0, 8) == 1
+
+
+def test_arrays_of_rows_are_not_changed():
+    rows = np.array([3, 1, 2])
+    augment_batch(pictures(4, 8, 8), rows, AUGMENTATION, CIFAR, seed=0, epoch=0)
+    assert rows.tolist() == [3, 1, 2]

@@ -1,0 +1,134 @@
+"""The form for GPUs: under Numba's simulator everywhere, on tiny images, and on a GPU at full size where there is one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from kernel_cases import CIFAR, pictures, same_bits
+
+from fastcifar.kernels import Augmentation, augment, augment_batch, draw_plan
+
+SIMULATED = """
+import itertools, warnings
+warnings.simplefilter("error")
+import numpy as np, torch
+from fastcifar.kernels import Augmentation, Normalisation, augment, augment_batch, draw_plan
+bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+normalisation = Normalisation((0.49, 0.48, 0.44), (0.2, 0.21, 0.22))
+cases = [
+    dict(),
+    dict(crop_padding=1, flip="random", cutmix=1.0, cutout=1, mix_per="image"),
+    dict(padding_mode="constant", crop_padding=2, flip="alternating", mixup=1.0, brightness=0.2),
+    dict(flip="random", cutmix=1.0, mixup=0.3, mix_per="image", rotation=180, hue=0.2, saturation=0.3, contrast=0.2),
+    dict(padding_mode="constant", rotation=45, mix_probability=0.5, cutmix=0.5, hue=0.5),
+]
+count = 0
+for (height, width), settings in itertools.product([(4, 4), (3, 5)], cases):
+    images = np.random.default_rng(count).integers(0, 256, (5, height, width, 3), dtype=np.uint8)
+    augmentation, rows, indices = Augmentation(**settings), np.array([4, 1, 2]), np.array([9, 2**35, 3])
+    drawn = dict(seed=2**63 + 5, epoch=3, indices_n=indices)
+    for dtype in bits:
+        expected, *labels = augment_batch(images, rows, augmentation, normalisation, dtype=dtype, form="reference", **drawn)
+        got, *got_labels = augment_batch(images, rows, augmentation, normalisation, dtype=dtype, form="cuda", **drawn)
+        assert torch.equal(got.view(bits[dtype]), expected.view(bits[dtype])), (height, width, settings, dtype)
+        for one, other in zip(labels, got_labels):
+            assert (one is None and other is None) or torch.equal(one, other)
+        plan = draw_plan(augmentation, height=height, width=width, **drawn)
+        got = augment(images, plan, normalisation, rows_n=rows, dtype=dtype, form="cuda")
+        assert torch.equal(got.view(bits[dtype]), expected.view(bits[dtype])), (height, width, settings, dtype)
+        count += 1
+for bad in (-1, 5):
+    try:
+        augment_batch(images, [0, bad], augmentation, normalisation, seed=0, epoch=0, form="cuda")
+    except ValueError as error:
+        assert str(error) == f"rows_n: got {bad} at position 1, takes 0 to 4", error
+        count += 1
+from fastcifar.kernels import numba_cuda
+settings = numba_cuda._Settings(Augmentation(), normalisation, height, width, 5)
+rows = torch.tensor([1, 5])
+batch, _ = numba_cuda._launch(images, rows, rows, *numba_cuda._nothing(rows.device), settings, 0, 0, torch.float32, None)
+assert (batch[1] == 0).all() and (batch[0] != 0).all()
+try:
+    numba_cuda.raise_for_bad_rows(rows.device)
+except ValueError:
+    count += 1
+numba_cuda.raise_for_bad_rows(rows.device)
+print(count)
+"""
+
+
+def test_simulated_form_agrees_with_reference_on_every_bit():
+    result = subprocess.run(
+        [sys.executable, "-c", SIMULATED],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "33"
+
+
+def test_cuda_is_not_imported_without_a_gpu():
+    code = """
+import sys, numpy as np
+from fastcifar.kernels import Augmentation, Normalisation, augment_batch
+augment_batch(np.zeros((4, 8, 8, 3), np.uint8), [1, 2], Augmentation(), Normalisation.identity(), seed=0, epoch=0)
+print([name for name in sys.modules if name.startswith(("numba.cuda", "fastcifar.kernels.numba_cuda"))])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+EVERYTHING = Augmentation(
+    crop_padding=4,
+    flip="random",
+    cutout=6,
+    cutmix=1.0,
+    mixup=0.4,
+    mix_per="image",
+    brightness=0.2,
+    contrast=0.2,
+    rotation=30,
+    saturation=0.4,
+    hue=0.1,
+)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (31, 45), (256, 256)])
+def test_gpu_agrees_with_cpu_on_every_bit(height, width, dtype):
+    images = torch.from_numpy(pictures(64, height, width))
+    rows = torch.randperm(64)
+    for augmentation in (EVERYTHING, Augmentation(), Augmentation(crop_padding=4, flip="alternating", cutmix=1.0)):
+        expected, *labels = augment_batch(images, rows, augmentation, CIFAR, seed=7, epoch=3, dtype=dtype)
+        got, *got_labels = augment_batch(images.cuda(), rows.cuda(), augmentation, CIFAR, seed=7, epoch=3, dtype=dtype)
+        assert same_bits(got.cpu(), expected)
+        for one, other in zip(labels, got_labels, strict=True):
+            assert (one is None and other is None) or torch.equal(one, other.cpu())
+        plan = draw_plan(augmentation, seed=7, epoch=3, indices_n=rows, height=height, width=width)
+        assert same_bits(augment(images.cuda(), plan, CIFAR, rows_n=rows, dtype=dtype).cpu(), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_gpu_runs_on_the_current_stream_and_in_a_graph():
+    images, rows = torch.from_numpy(pictures(64, 32, 32)).cuda(), torch.randperm(64).cuda()
+    out = torch.empty((64, 3, 32, 32), dtype=torch.bfloat16, device="cuda", memory_format=torch.channels_last)
+    expected = augment_batch(images, rows, EVERYTHING, CIFAR, seed=7, epoch=3)[0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        augment_batch(images, rows, EVERYTHING, CIFAR, seed=7, epoch=3, out=out)
+    stream.synchronize()
+    assert same_bits(out, expected)
+    out.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        augment_batch(images, rows, EVERYTHING, CIFAR, seed=7, epoch=3, out=out)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert same_bits(out, expected)

@@ -1,0 +1,197 @@
+"""What is refused, in which words, and that nothing has been written by then."""
+
+import numpy as np
+import pytest
+import torch
+from kernel_cases import CIFAR, pictures
+
+from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan, epoch_order
+
+IMAGES = pictures(4, 8, 8)
+FORMS = ("reference", "numba")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "takes"),
+    [
+        ("crop_padding", -1, "an integer from 0 to 256"),
+        ("crop_padding", 2.0, "an integer from 0 to 256"),
+        ("crop_padding", True, "an integer from 0 to 256"),
+        ("padding_mode", "edge", "reflect or constant"),
+        ("flip", "always", "none, random, alternating"),
+        ("cutout", -2, "an integer from 0 to 256"),
+        ("cutmix", -1.0, "0 (off) or a Beta parameter from 0.01 to 100"),
+        ("mixup", float("nan"), "0 (off) or a Beta parameter from 0.01 to 100"),
+        ("mixup", 1e-9, "0 (off) or a Beta parameter from 0.01 to 100"),
+        ("mix_probability", 1.5, "a number from 0 to 1"),
+        ("mix_switch", -0.1, "a number from 0 to 1"),
+        ("mix_per", "epoch", "batch or image"),
+        ("brightness", float("inf"), "a number from 0 to 100"),
+        ("contrast", 1.1, "a number from 0 to 1"),
+        ("rotation", 181, "a number from 0 to 180"),
+        ("saturation", -0.1, "a number from 0 to 100"),
+        ("hue", 0.6, "a number from 0 to 0.5"),
+    ],
+)
+def test_wrong_settings_are_named(setting, value, takes):
+    with pytest.raises(ValueError, match=f"^{setting}: got ") as caught:
+        Augmentation(**{setting: value})
+    assert str(caught.value) == f"{setting}: got {value!r}, takes {takes}"
+
+
+@pytest.mark.parametrize("mean", [(0.5, 0.5), [0.5] * 3, (0.5, 0.5, float("nan")), (0.5, 0.5, "x")])
+def test_wrong_normalisation_is_named(mean):
+    with pytest.raises(ValueError, match=r"^mean: got .*, takes a tuple of three finite numbers$"):
+        Normalisation(mean=mean, std=(1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match=r"^std: got .*, takes three numbers of at least 1e-6$"):
+        Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 0.0, 1.0))
+
+
+def _unwritten() -> torch.Tensor:
+    return torch.full((4, 3, 8, 8), 7.0, dtype=torch.bfloat16, memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES.astype(np.int16), "images_nhwc: got dtype int16, takes uint8"),
+        (torch.from_numpy(IMAGES).float(), "images_nhwc: got dtype torch.float32, takes uint8"),
+        (IMAGES[0], r"images_nhwc: got shape (8, 8, 3), takes [N, height, width, 3]"),
+        (IMAGES.transpose(0, 3, 1, 2).copy(), r"images_nhwc: got shape (4, 3, 8, 8), takes [N, height, width, 3]"),
+        (
+            torch.from_numpy(IMAGES.transpose(0, 2, 1, 3)),
+            "images_nhwc: got a strided view, takes contiguous memory in the order [N, height, width, 3]",
+        ),
+        (
+            IMAGES[:, ::2],
+            "images_nhwc: got a strided view, takes contiguous memory in the order [N, height, width, 3]",
+        ),
+        (np.zeros((4, 257, 1, 3), np.uint8), "height of images_nhwc: got 257, takes an integer from 1 to 256"),
+        (np.zeros((4, 1, 0, 3), np.uint8), "width of images_nhwc: got 0, takes an integer from 1 to 256"),
+        (IMAGES.tolist(), "images_nhwc: got list, takes a torch tensor or a NumPy array"),
+    ],
+)
+def test_wrong_images_are_refused(form, images, message):
+    out = _unwritten()
+    with pytest.raises(ValueError) as caught:
+        augment(images, Plan.identity(4, 8, 8), CIFAR, form=form, out=out)
+    assert str(caught.value) == message
+    with pytest.raises(ValueError) as caught:
+        augment_batch(images, range(4), Augmentation(), CIFAR, seed=0, epoch=0, form=form, out=out)
+    assert str(caught.value) == message
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("row", [-1, 4, 2**40])
+def test_rows_outside_are_refused(form, row):
+    out = _unwritten()
+    message = rf"^rows_n: got {row} at position 2, takes 0 to 3$"
+    with pytest.raises(ValueError, match=message):
+        augment(IMAGES, Plan.identity(4, 8, 8), CIFAR, rows_n=[0, 1, row, 3], form=form, out=out)
+    with pytest.raises(ValueError, match=message):
+        augment_batch(IMAGES, [0, 1, row, 3], Augmentation(), CIFAR, seed=0, epoch=0, form=form, out=out)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("rows", [[0.5], [[0, 1]], torch.zeros(2)])
+def test_rows_that_are_no_vector_of_integers_are_refused(rows):
+    with pytest.raises(ValueError, match=r"^rows_n: got shape .*, takes a vector of integers$"):
+        augment_batch(IMAGES, rows, Augmentation(), CIFAR, seed=0, epoch=0)
+
+
+def _boxed(column, box, weight=1.0):
+    plan = Plan.identity(4, 8, 8)
+    plan.ints_nk[1, column : column + 4] = box
+    plan.mix_weights_n[1] = weight
+    return plan
+
+
+def _with(name, value):
+    plan = Plan.identity(4, 8, 8)
+    getattr(plan, name)[1] = value
+    return plan
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (_boxed(3, (0, 0, 9, 8)), "plan.cutout_boxes_n4: got (y0, x0, y1, x1) = (0, 0, 9, 8) at position 1, "),
+        (_boxed(7, (0, -1, 4, 4)), "plan.cutmix_boxes_n4: got (y0, x0, y1, x1) = (0, -1, 4, 4) at position 1, "),
+        (_boxed(7, (5, 0, 4, 4)), "plan.cutmix_boxes_n4: got (y0, x0, y1, x1) = (5, 0, 4, 4) at position 1, "),
+        (_boxed(7, (0, 0, 4, 4)), "plan.mix_weights_n: got 1.0 at position 1, takes the share of own pixels"),
+        (_with("mix_weights_n", 1.5), "plan.mix_weights_n: got a weight outside 0 to 1"),
+        (_with("shifts_n2", 300), "plan.shifts_n2: got a shift beyond 256"),
+        (_with("hue_n", np.nan), "plan.floats_nk: got a number that is not finite"),
+        (Plan.identity(3, 8, 8), "plan: got a plan for 3 images, takes one for the 4 of this batch"),
+        (Plan.identity(4, 8, 9), "plan: got one for 8x9 pixels, takes one for 8x8"),
+        (Plan.identity(4, 8, 8, "edge"), "padding_mode: got 'edge', takes reflect or constant"),
+        (Plan(np.zeros((4, 11)), np.zeros((4, 6)), 8, 8), "plan.ints_nk: got shape (4, 11) of float64"),
+        (Plan(np.zeros((4, 9), np.int32), np.zeros((4, 6)), 8, 8), "plan.ints_nk: got shape (4, 9) of int32"),
+    ],
+)
+def test_impossible_plans_are_refused(form, plan, message):
+    out = _unwritten()
+    with pytest.raises(ValueError) as caught:
+        augment(IMAGES, plan, CIFAR, form=form, out=out)
+    assert str(caught.value).startswith(message)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (
+            torch.empty(4, 3, 8, 8),
+            "out: got (4, 3, 8, 8) of torch.float32 on cpu, takes (4, 3, 8, 8) of torch.bfloat16",
+        ),
+        (_unwritten()[:3], "out: got (3, 3, 8, 8) of torch.bfloat16 on cpu, takes (4, 3, 8, 8)"),
+        (_unwritten().contiguous(), "out: got strides (192, 64, 8, 1), takes channels-last memory"),
+        (np.zeros(3), "out: got ndarray, takes a torch tensor"),
+    ],
+)
+def test_wrong_output_is_refused(out, message):
+    with pytest.raises(ValueError) as caught:
+        augment(IMAGES, Plan.identity(4, 8, 8), CIFAR, out=out)
+    assert str(caught.value).startswith(message)
+
+
+def test_settings_that_do_not_fit_the_size_are_refused():
+    for settings, message in (
+        ({"crop_padding": 8}, "crop_padding: got 8, takes less than the smaller side of a 8x9 image"),
+        ({"cutout": 9}, "cutout: got 9, takes at most the smaller side of a 8x9 image"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            draw_plan(Augmentation(**settings), seed=0, epoch=0, indices_n=[0], height=8, width=9)
+    draw_plan(Augmentation(crop_padding=8, padding_mode="constant"), seed=0, epoch=0, indices_n=[0], height=8, width=9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed: got -1, takes an integer from 0 to 2**64 - 1"),
+        ({"seed": 2**64}, f"seed: got {2**64}, takes an integer from 0 to 2**64 - 1"),
+        ({"epoch": 2**32}, f"epoch: got {2**32}, takes an integer from 0 to 2**32 - 1"),
+        ({"epoch": 0.5}, "epoch: got 0.5, takes an integer from 0 to 2**32 - 1"),
+        ({"dtype": "int8"}, "dtype: got 'int8', takes float32, bfloat16, float16 or the torch.dtype of that name"),
+        (
+            {"dtype": torch.float64},
+            "dtype: got torch.float64, takes float32, bfloat16, float16 or the torch.dtype of that name",
+        ),
+        ({"form": "fast"}, "form: got 'fast', takes auto, reference, numba, cuda"),
+        ({"form": "cuda"}, "form: got 'cuda' for images in main memory, takes 'auto', 'numba' or 'reference'"),
+        ({"num_threads": 0}, "num_threads: got 0, takes an integer of at least 1"),
+        ({"indices_n": [1]}, "indices_n: got 1 indices, takes one for each of the 2 rows"),
+    ],
+)
+def test_wrong_arguments_are_named(options, message):
+    with pytest.raises(ValueError) as caught:
+        augment_batch(IMAGES, [0, 1], Augmentation(), CIFAR, **{"seed": 0, "epoch": 0, **options})
+    assert str(caught.value) == message
+
+
+def test_wrong_count_is_named():
+    with pytest.raises(ValueError, match=r"^num_images: got -1, takes an integer from 0 to 2\*\*32 - 1$"):
+        epoch_order(-1, 0, 0)
