@@ -1,0 +1,69 @@
+"""Where batches come from: four pipelines behind one interface.
+
+    resident     the whole set on the device; the default
+    ffcv         a .beton file through FFCV's Loader
+    dali         TFRecords through a DALI pipeline
+    torchvision  torch's DataLoader with torchvision's v2 transforms: the baseline, with draws of its own
+
+Five lines, on your own uint8 images of any size up to 256x256 ([n, height, width, 3], arrays or tensors) and integer
+labels:
+
+    from fastcifar import kernels, pipelines
+    told = kernels.Augmentation(crop_padding=4, flip="random")
+    with pipelines.open((images_nhwc, labels_n), batch_size=256, augmentation=told) as pipeline:
+        for batch in pipeline.epoch(0):
+            train_step(batch.images, batch.labels)  # float32 [256, 3, height, width] channels-last, int64 [256]
+
+What `resident`, `ffcv` and `dali` hand out is the same to the last bit: the same order, the same augmentation, a pure
+function of the seed, the epoch and the images' indices. An epoch may be left early, and resumed at any step
+(`pipeline.epoch(7, first_step=40)`).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastcifar.pipelines.base import Batch, Pipeline
+    from fastcifar.pipelines.opening import open
+
+__all__ = ["NAMES", "Batch", "Pipeline", "available", "needs", "open"]
+
+NAMES = ("resident", "ffcv", "dali", "torchvision")
+
+_FORMATS = {"resident": "npy", "ffcv": "ffcv", "dali": "dali", "torchvision": "npy"}
+_HOMES = {"Batch": "base", "Pipeline": "base", "open": "opening"}
+
+
+def needs(name: str) -> str:
+    """Format of the artefact that a pipeline reads, as `fastcifar.artefacts.convert` names it.
+
+    Raises ValueError where there is no such pipeline.
+    """
+    if name not in _FORMATS:
+        raise ValueError(f"pipeline: got {name!r}, takes one of {', '.join(NAMES)}")
+    return _FORMATS[name]
+
+
+def available(name: str) -> str | None:
+    """None where a pipeline works here, else one sentence that says why not, with the line that installs it.
+
+    Imports no heavy package. Raises ValueError where there is no such pipeline.
+    """
+    needs(name)
+    from fastcifar.pipelines import libraries
+
+    return libraries.missing(name)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use, so that importing the package costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

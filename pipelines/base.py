@@ -1,0 +1,195 @@
+"""The interface of all pipelines, and what they share: settings, order, steps, and how an epoch ends."""
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcifar.kernels import Augmentation, Normalisation, augment_batch
+from fastcifar.pipelines import order as orders
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images and labels, on the device. Valid until the next batch is asked for: buffers are reused."""
+
+    images: Tensor
+    """[n, 3, h, w] in channels-last memory and the compute dtype, augmented and normalised."""
+    labels: Tensor
+    """int64 [n]."""
+    mix_labels: Tensor | None
+    """int64 [n]: label of the image that each is mixed with; None where no mixing is configured."""
+    mix_weights: Tensor | None
+    """float32 [n]: weight of `labels`, the rest being that of `mix_labels`; None where no mixing is configured."""
+    indices: Tensor
+    """int64 [n]: index of each image in the data set."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all pipelines are told; checked by `fastcifar.pipelines.open`."""
+
+    batch_size: int
+    augmentation: Augmentation
+    normalisation: Normalisation
+    dtype: torch.dtype
+    device: torch.device
+    seed: int
+    shuffle: bool
+    drop_last: bool
+    num_threads: int | None
+    """At most this many threads or workers; None: as many as torch computes with."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a pipeline hands out of."""
+
+    height: int
+    width: int
+    num_classes: int
+    rows_n: np.ndarray
+    """int64 [n]: indices in the data set, in its order; a subset where the user named one."""
+
+
+class Pipeline(ABC):
+    """Epochs of batches from one part of a data set.
+
+    Use it as a context manager, or call `close`. One epoch runs at a time: starting another ends the one before.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, settings: Settings, contents: Contents) -> None:
+        self.settings = settings
+        self.contents = contents
+        self._running: weakref.ref[Generator[Batch, None, None]] | None = None
+        self._closed = False
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"batch_size: got {settings.batch_size}, takes at most the {self.num_images} images that there are, "
+                "or drop_last=False"
+            )
+
+    @property
+    def num_images(self) -> int:
+        """Images that there are, those of an incomplete last batch included."""
+        return len(self.contents.rows_n)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes labels are of."""
+        return self.contents.num_classes
+
+    @property
+    def batch_size(self) -> int:
+        """Images a batch, but for the last where `drop_last` is off."""
+        return self.settings.batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches lie."""
+        return self.settings.device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch."""
+        num_full, rest = divmod(self.num_images, self.batch_size)
+        return num_full + (rest > 0 and not self.settings.drop_last)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, counted from 0, from step `first_step` on.
+
+        What a batch holds is a function of the pipeline's settings, `epoch` and its step alone. Leaving early is fine.
+        Raises ValueError where there is no such epoch or step, or the pipeline is closed.
+        """
+        if self._closed:
+            raise ValueError(f"pipeline: the {self.name} pipeline is closed, open it again")
+        if not 0 <= epoch < 1 << 32:
+            raise ValueError(f"epoch: got {epoch}, takes 0 to 2**32 - 1")
+        if not 0 <= first_step <= self.steps_per_epoch:
+            raise ValueError(f"first_step: got {first_step}, takes 0 to {self.steps_per_epoch}")
+        self._end_epoch()
+        batches = self._batches(epoch, first_step)
+        self._running = weakref.ref(batches)
+        return batches
+
+    def close(self) -> None:
+        """End what still runs and let go of files, threads and memory. May be called more than once."""
+        if not self._closed:
+            self._end_epoch()
+            self._closed = True
+            self._release()
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices in the data set, in the order of `epoch`: int64 [n], without a batch to be dropped."""
+        rows_n = self._ordered_rows(epoch) if self.settings.shuffle else self.contents.rows_n
+        return rows_n[: self.steps_per_epoch * self.batch_size]
+
+    def _ordered_rows(self, epoch: int) -> np.ndarray:
+        return orders.shuffled(self.contents.rows_n, self.settings.seed, epoch)
+
+    def _end_epoch(self) -> None:
+        running = self._running() if self._running is not None else None
+        if running is not None:
+            running.close()
+        self._running = None
+
+    @abstractmethod
+    def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
+        """The batches of an epoch from a step on. Where it is closed early, its `finally` lets go of all it holds."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Let go of everything that outlives an epoch."""
+
+
+class Fuser:
+    """Turns uint8 images into finished batches by the fused kernel, into one buffer that it reuses."""
+
+    def __init__(self, settings: Settings, contents: Contents) -> None:
+        self._settings = settings
+        n, height, width = settings.batch_size, contents.height, contents.width
+        buffer_nhwc = torch.empty((n, height, width, 3), dtype=settings.dtype, device=settings.device)
+        self._buffer = buffer_nhwc.permute(0, 3, 1, 2)
+        in_order = torch.arange(n, device=settings.device)
+        self._in_order: np.ndarray | Tensor = in_order.numpy() if settings.device.type == "cpu" else in_order
+
+    def fuse(
+        self,
+        images_nhwc: np.ndarray | Tensor,
+        rows_n: np.ndarray | Tensor | None,
+        labels: Tensor,
+        indices: Tensor,
+        epoch: int,
+    ) -> Batch:
+        """Batch of the images at `rows_n` of the whole set or, where that is None, of images that are the batch's own.
+
+        `labels` and `indices` are those of the batch, int64 [n], on the device.
+        """
+        settings, n = self._settings, len(labels)
+        images, mix_weights, partners = augment_batch(
+            images_nhwc,
+            self._in_order[:n] if rows_n is None else rows_n,
+            settings.augmentation,
+            settings.normalisation,
+            seed=settings.seed,
+            epoch=epoch,
+            indices_n=indices if rows_n is None else None,
+            dtype=settings.dtype,
+            out=self._buffer[:n],
+            num_threads=settings.num_threads,
+        )
+        mix_labels = None if partners is None else labels[partners]
+        return Batch(images, labels, mix_labels, mix_weights, indices)

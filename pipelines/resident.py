@@ -1,0 +1,39 @@
+"""The whole set on the device as uint8, one fused kernel a batch."""
+
+from collections.abc import Generator
+
+import numpy as np
+import torch
+
+from fastcifar.pipelines.base import Batch, Contents, Fuser, Pipeline, Settings
+
+
+class ResidentPipeline(Pipeline):
+    """Batches gathered by the fused kernel from a set that lies on the device.
+
+    In main memory the images are used where they are, without a copy.
+    """
+
+    name = "resident"
+
+    def __init__(self, settings: Settings, contents: Contents, images_nhwc: np.ndarray, labels_n: np.ndarray) -> None:
+        super().__init__(settings, contents)
+        self._on_cpu = settings.device.type == "cpu"
+        self._images = images_nhwc if self._on_cpu else torch.tensor(images_nhwc, device=settings.device)
+        self._labels_n = np.ascontiguousarray(labels_n, dtype=np.int64)
+        self._fuser = Fuser(settings, contents)
+
+    def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
+        # Order and labels are laid out once an epoch; a batch's are views. By NumPy: torch would wait for a second
+        # thread.
+        order = self.order(epoch)[first_step * self.batch_size :].copy()
+        indices = torch.from_numpy(order).to(self.device)
+        labels = torch.from_numpy(self._labels_n[order]).to(self.device)
+        rows = order if self._on_cpu else indices
+        images, fuser = self._images, self._fuser
+        for start in range(0, len(order), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            yield fuser.fuse(images, rows[batch], labels[batch], indices[batch], epoch)
+
+    def _release(self) -> None:
+        del self._images, self._fuser
