@@ -1,0 +1,131 @@
+"""Everything that a GPU should be asked once one can be had, in one bounded run: is it right, and how fast is it?"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+TOTAL_S = 540.0
+"""Within the ten minutes that such a run may take, with room for what comes around it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command with a limit of its own."""
+
+    name: str
+    command: tuple[str, ...]
+    limit_s: float
+    none_code: int | None = None
+    """Exit code that says that there was nothing to do, which is no failure."""
+
+
+@dataclass
+class Done:
+    """How a stage went. `result` is the JSON of its last line, where there is any."""
+
+    name: str
+    command: list[str]
+    seconds: float
+    limit_s: float
+    exit_code: int | None
+    """None: ended at its limit."""
+    passed: bool
+    result: Any = None
+
+
+@dataclass
+class Check:
+    """All of them, as far as they got."""
+
+    environment: dict[str, object]
+    stages: list[Done] = field(default_factory=list)
+
+
+def stages(out: Path, device: str, told: Sequence[str], quick: bool) -> list[Stage]:
+    """The stages in order; `told` are the options that say which data set.
+
+    Conversion and streaming are left to `bench convert` and `bench stream`: they measure the CPU and the disk.
+    """
+    python, module = sys.executable, ("-m", "fastcifar.cli")
+    short = ("--quick",) if quick else ("--seconds", "1", "--rounds", "3")
+    options = ("--out", str(out), "--device", device, "--no-plot", *short, *told)
+    images = ("--images", "2000") if quick else ()
+    speedrun = ("--set", "train.epochs=0.02", "--set", "model.widths=[8,16,16]") if quick else ()
+    folder = Path(tempfile.mkdtemp(prefix="speedrun-")) / "run"
+    check = (python, "-m", "fastcifar.bench.gpu_check", "--device", device, *told, *images)
+    found = [Stage("check", check, 75)]
+    if Path("tests").is_dir() and not quick:
+        found.append(Stage("tests", (python, "-m", "pytest", "-m", "gpu", "-q"), 75, none_code=5))
+    limits = {"kernels": 70, "loaders": 110, "step": 70, "start": 30}
+    found += [Stage(what, (python, *module, "bench", what, *options), limit) for what, limit in limits.items()]
+    found.append(Stage("speedrun", (python, *module, "speedrun", "--out", str(folder), *told, *speedrun), 110))
+    return found
+
+
+def run(
+    found: Sequence[Stage],
+    out: Path,
+    environment: dict[str, object],
+    tell: Callable[[str], None],
+    total_s: float = TOTAL_S,
+) -> Check:
+    """Run the stages, each within its limit and all within `total_s`; `gpu.json` and `gpu.log` in `out` grow."""
+    out.mkdir(parents=True, exist_ok=True)
+    check = Check(environment)
+    end_s = time.perf_counter() + total_s
+    with (out / "gpu.log").open("w", encoding="utf-8") as log:
+        for stage in found:
+            limit_s = min(stage.limit_s, end_s - time.perf_counter())
+            done = _run_stage(stage, limit_s, log)
+            check.stages.append(done)
+            (out / "gpu.json").write_text(json.dumps(asdict(check), indent=1) + "\n", encoding="utf-8")
+            verdict = "passed" if done.passed else "failed" if done.exit_code is not None else "ended at its limit"
+            tell(f"{stage.name}: {verdict} ({done.seconds:.0f} s of {limit_s:.0f})")
+    return check
+
+
+def _run_stage(stage: Stage, limit_s: float, log: Any) -> Done:
+    log.write(f"== {stage.name}: {' '.join(stage.command)}\n")
+    log.flush()
+    start_s = time.perf_counter()
+    code: int | None = None
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        if limit_s > 0:
+            code = _run_limited(stage.command, limit_s, output, log)
+        output.seek(0)
+        text = output.read()
+    log.write(f"{text}\n== exit code {code}\n")
+    log.flush()
+    passed = code is not None and code in (0, stage.none_code)
+    result = _last_json(text)
+    return Done(stage.name, list(stage.command), time.perf_counter() - start_s, stage.limit_s, code, passed, result)
+
+
+def _run_limited(command: Sequence[str], limit_s: float, output: Any, log: Any) -> int | None:
+    """Exit code, or None where the limit ended it: the command with all that it started, a group of their own."""
+    process = subprocess.Popen(command, stdout=output, stderr=log, start_new_session=True)
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _last_json(text: str) -> Any:
+    lines = text.strip().splitlines()
+    try:
+        return json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return None

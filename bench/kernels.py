@@ -1,0 +1,129 @@
+"""The fused kernel's forms side by side: images a second, bytes a second, and the shares of what the machine allows."""
+
+from typing import Any
+
+import numpy as np
+
+from fastcifar.bench import bounds, settings
+from fastcifar.bench.job import Job
+from fastcifar.bench.measure import Measured, Sample, share
+from fastcifar.bench.results import Result, Row, memory_values, spread_values
+from fastcifar.bench.settings import Task
+from fastcifar.bench.workers import Entry, Place
+
+BATCH_SIZE = {"cpu": 500, "cuda": 50_000}
+DTYPES = ("bf16", "fp32")
+
+
+def measure(job: Job) -> Result:
+    """Every form that the device has, every setting, both dtypes, with the widening gather and the copy in turn."""
+    batch_size = job.batch_size or BATCH_SIZE["cuda" if job.on_gpu else "cpu"]
+    if job.quick:
+        batch_size = min(batch_size, 100)
+    forms = ("cuda",) if job.on_gpu else ("numba", "reference")
+    told: dict[str, Any] = {
+        "images_file": str(job.images_file()),
+        "batch_size": batch_size,
+        "num_images": job.num_images,
+    }
+    entries = [Entry(form, Kernel, {"form": form, **told}, open_twice=True) for form in forms]
+    entries.append(bounds.gather_entry(**told))
+    entries.append(bounds.copy_entry(32 << 20 if job.quick else 0))
+    names = [Task(setting, dtype).name for setting in settings.NAMES for dtype in (DTYPES[:1] if job.quick else DTYPES)]
+    keys = [entry.key for entry in entries]
+    measured = job.run(entries, {name: keys for name in names})
+    roles = {entry.key: entry.role for entry in entries}
+    pixels = job.image_pixels()
+    rows = [row for name in names for row in _rows(name, measured[name], roles, pixels)]
+    title = f"Kernels: gather, augment, normalise, cast; batches of {batch_size}"
+    if not job.on_gpu:
+        job.notes.append(
+            "the copy goes through main memory, a batch's buffer may stay in the cache: shares of it can exceed 100 %"
+        )
+    return Result("kernels", title, "images_s", rows, notes=job.notes)
+
+
+def _rows(name: str, measured: dict[str, Measured], roles: dict[str, str], pixels: int) -> list[Row]:
+    task = Task.parse(name)
+    moved = settings.bytes_moved(task.setting, pixels, task.dtype)
+    # The gather reads one image, whatever the kernel reads.
+    gathered = settings.bytes_moved("identity", pixels, task.dtype)
+    rows = []
+    for key, one in measured.items():
+        rate = one.rate
+        if key == "copy":
+            values: dict[str, float] = {"gb_s": rate.median / 1e9, "rounds": rate.num}
+        else:
+            image_bytes = gathered if key == "gather" else moved
+            values = spread_values("images_s", rate) | {"rounds": rate.num, "gb_s": rate.median * image_bytes / 1e9}
+            if "copy" in measured:
+                values["share_of_copy"] = share(one, measured["copy"], factor=image_bytes)
+            if "gather" in measured and key != "gather":
+                values["share_of_gather"] = share(one, measured["gather"])
+            if key != "gather":
+                values["first_call_s"] = one.opened.cold_s
+                values |= {} if one.opened.compile_s is None else {"compile_s": one.opened.compile_s}
+            values |= memory_values(one)
+        rows.append(Row(key, name, roles[key], values))
+    return rows
+
+
+class Kernel:
+    """One form of the fused kernel, drawing and augmenting one batch after the other of a shuffled set."""
+
+    def __init__(self, *, place: Place, form: str, images_file: str, batch_size: int, num_images: int) -> None:
+        import torch
+
+        self._place, self._form = place, form
+        images = torch.from_numpy(np.array(np.load(images_file, mmap_mode="r")[: num_images or None]))
+        self._images = images.to(place.device)
+        self._order = torch.from_numpy(np.random.default_rng(0).permutation(len(images))).to(place.device)
+        self._batch_size = min(batch_size, len(images))
+        self._at = self._epoch = 0
+
+    def prepare(self, task: str) -> None:
+        """Make the buffer and call once: what is not compiled or read from the cache yet, is then."""
+        import torch
+
+        from fastcifar.kernels import Normalisation
+
+        told = Task.parse(task)
+        self._dtype = getattr(torch, settings.DTYPES[told.dtype])
+        self._augmentation = settings.augmentation(told.setting)
+        # CIFAR-10's; any other would be as fast.
+        self._normalisation = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+        _, height, width, channels = self._images.shape
+        shape = (self._batch_size, height, width, channels)
+        self._out = torch.empty(shape, dtype=self._dtype, device=self._place.device).permute(0, 3, 1, 2)
+        self._once()
+        bounds.synchronise(self._place.device)
+
+    def run(self, task: str, seconds: float) -> Sample:
+        """Units are images."""
+        return bounds.repeat(self._once, seconds, self._place.device)
+
+    def release(self, task: str) -> None:
+        """The next task makes its own buffer."""
+        del self._out
+
+    def _once(self) -> float:
+        from fastcifar.kernels import augment_batch
+
+        if self._at + self._batch_size > len(self._order):
+            self._at, self._epoch = 0, self._epoch + 1
+        rows = self._order[self._at : self._at + self._batch_size]
+        self._at += self._batch_size
+        options: dict[str, Any] = {} if self._place.device != "cpu" else {"num_threads": self._place.threads or None}
+        augment_batch(
+            self._images,
+            rows,
+            self._augmentation,
+            self._normalisation,
+            seed=0,
+            epoch=self._epoch,
+            dtype=self._dtype,
+            out=self._out,
+            form=self._form,
+            **options,
+        )
+        return float(self._batch_size)

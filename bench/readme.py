@@ -1,0 +1,160 @@
+"""The README's tables, written from the result files and the records between pairs of HTML comments."""
+
+import json
+import os
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastcifar.bench import figures
+from fastcifar.bench.results import Result, Row, newest, read_csv
+from fastcifar.bench.table import about_line
+
+# In this order, with these columns; the CSV files have all the others.
+COLUMNS = {
+    "kernels": ("images_s", "gb_s", "share_of_copy", "share_of_gather"),
+    "loaders": (
+        "images_s",
+        "share_of_gather",
+        "over_best_peer",
+        "first_batch_ms",
+        "cold_first_batch_s",
+        "own_memory_mb",
+    ),
+    "start": ("seconds", "over_import_torch_s"),
+    "convert": ("seconds", "gb_s", "over_linear", "peak_memory_mb", "memory_over_one"),
+    "stream": ("images_s", "rate_over_one", "peak_memory_mb", "memory_over_one"),
+    "step": ("images_s", "forward_ms", "backward_ms", "optimizer_ms", "tflop_s", "share_of_matmul", "stall_share"),
+}
+
+# What the other columns are shares of, and what nobody trains with, is left to the files.
+LEFT_OUT = {
+    "kernels": ("reference", "gather", "copy"),
+    "loaders": ("copy",),
+    "step": ("eager_fixed", "compiled_fixed"),
+}
+
+
+def measurements(folder: Path, base: Path) -> str:
+    """Markdown of the newest result file of every measurement and device in `folder`; files are named from `base`."""
+    paths = newest(folder)
+    results = [(read_csv(path), path) for path in paths]
+    order = {bench: place for place, bench in enumerate(COLUMNS)}
+    results = [pair for pair in results if pair[0].bench in order]
+    results.sort(key=lambda pair: (pair[0].about["device"], order[pair[0].bench]))
+    if not results:
+        return "Nothing was measured yet."
+    sections, device = ["## Measured"], ""
+    for result, path in results:
+        if result.about["device"] != device:
+            device = result.about["device"]
+            sections.append(f"### {device}")
+        sections.append(_section(result, os.path.relpath(path, base)))
+    return "\n\n".join(sections)
+
+
+def _section(result: Result, file: str) -> str:
+    chosen = [value for value in COLUMNS[result.bench] if value in result.columns()]
+    lines = [
+        f"**{result.title}** ({_versions(result)}; [CSV]({file}))",
+        "",
+        f"| | | {' | '.join(map(figures.heading, chosen))} |",
+        f"|---|---|{'---:|' * len(chosen)}",
+    ]
+    left_out = LEFT_OUT.get(result.bench, ())
+    for task in result.tasks():
+        rows = [row for row in result.rows if row.task == task and row.contestant not in left_out]
+        lines += [_line(row, task if place == 0 else "", chosen) for place, row in enumerate(rows)]
+    return "\n".join(lines)
+
+
+def _line(row: Row, task: str, chosen: Sequence[str]) -> str:
+    name = f"**{row.contestant}**" if row.role == "ours" else row.contestant
+    if row.role == "bound":
+        name = f"*{row.contestant}*"
+    cells = [figures.number(value, row.values[value]) if value in row.values else "" for value in chosen]
+    return f"| {task} | {name} | {' | '.join(cells)} |"
+
+
+def _versions(result: Result) -> str:
+    return about_line(result).split("; ", 1)[1]
+
+
+def records(folder: Path, base: Path) -> str:
+    """Markdown of the cards under `folder`: a row for each of its folders, the runs in it taken together."""
+    groups = [(place, _cards(place)) for place in sorted(folder.iterdir()) if place.is_dir()] if folder.is_dir() else []
+    lines = [_record_line(os.path.relpath(place, base), cards) for place, cards in groups if cards]
+    if not lines:
+        return "No run is on record yet."
+    head = "| data set | recipe | parameters | device | runs | test accuracy | with TTA | training | wall clock |"
+    return "\n".join([head, "|---|---|---:|---|---:|---:|---:|---:|---:|", *lines])
+
+
+CARD_KEYS = {
+    "recipe",
+    "dataset",
+    "num_parameters",
+    "device",
+    "dtype",
+    "tta",
+    "accuracy",
+    "tta_accuracy",
+    "seconds",
+}
+
+
+def _cards(folder: Path) -> list[dict[str, Any]]:
+    """The cards as they were written: those of older versions have fewer keys, and need no more than these."""
+    cards = []
+    for path in sorted(folder.rglob("card.json")):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if missing := CARD_KEYS - set(card):
+            raise ValueError(f"{path}: got a card without {', '.join(sorted(missing))}, takes one that a run wrote")
+        cards.append(card)
+    return cards
+
+
+def _record_line(place: str, cards: list[dict[str, Any]]) -> str:
+    first = cards[0]
+    cells = (
+        first["dataset"],
+        f"[{first['recipe']}]({place})",
+        f"{first['num_parameters']:,}",
+        f"{first['device']}, {first['dtype']}",
+        str(len(cards)),
+        _mean_percent([card["accuracy"] for card in cards]),
+        "" if first["tta"] == "none" else _mean_percent([card["tta_accuracy"] for card in cards]),
+        *(f"{statistics.mean(card['seconds'][part] for card in cards):,.1f} s" for part in ("train", "total")),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean_percent(shares: list[float]) -> str:
+    deviation = f" ± {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
+    return f"{100 * statistics.mean(shares):.2f} %{deviation}"
+
+
+def replace_between(text: str, marker: str, content: str, where: str) -> str:
+    """Put `content` between `<!-- marker -->` and `<!-- /marker -->`. `ValueError` unless each is there once."""
+    begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{where}: takes one {begin} and one {end} after it")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    # By a function, so that backslashes in the content stay what they are.
+    return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
+
+
+def update(readme: Path, results: Path, record_folder: Path) -> bool:
+    """Write both tables into `readme`; whether that changed it.
+
+    The measurements go between `<!-- measurements -->` marks, the records between `<!-- results -->` marks, if any.
+    """
+    before = readme.read_text(encoding="utf-8")
+    after = replace_between(before, "measurements", measurements(results, readme.parent), str(readme))
+    if "<!-- results -->" in before:
+        after = replace_between(after, "results", records(record_folder, readme.parent), str(readme))
+    if after != before:
+        readme.write_text(after, encoding="utf-8")
+    return after != before

@@ -1,0 +1,169 @@
+"""A measurement's result: rows of figures, their names, and the CSV file that keeps them."""
+
+import csv
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastcifar.bench.measure import Measured, Spread
+
+ROLES = ("ours", "peer", "bound")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A contestant's figures on one task."""
+
+    contestant: str
+    task: str
+    role: str
+    values: dict[str, float]
+    """By name, the unit at its end: `images_s`, `first_batch_ms`, `peak_memory_mb`; shares and ratios have none."""
+
+    @property
+    def name(self) -> str:
+        """`contestant.task`."""
+        return f"{self.contestant}.{self.task}"
+
+
+@dataclass
+class Result:
+    """What one measurement gave."""
+
+    bench: str
+    title: str
+    headline: str
+    """Name of the value that bars show."""
+    rows: list[Row]
+    about: dict[str, str] = field(default_factory=dict)
+    """Device, versions, date and the like, the same for every row."""
+    notes: list[str] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        """Every figure by its full name, `bench.contestant.task.value`: what gates are about."""
+        return {f"{self.bench}.{row.name}.{key}": value for row in self.rows for key, value in row.values.items()}
+
+    def columns(self) -> list[str]:
+        """Names of all values, in the order in which rows first have them."""
+        return list(dict.fromkeys(key for row in self.rows for key in row.values))
+
+    def tasks(self) -> list[str]:
+        """The tasks, in the order in which they were measured."""
+        return list(dict.fromkeys(row.task for row in self.rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        rows = [{"contestant": row.contestant, "task": row.task, "role": row.role, **row.values} for row in self.rows]
+        return {"title": self.title, "headline": self.headline, "rows": rows, "notes": self.notes}
+
+
+def spread_values(name: str, spread: Spread) -> dict[str, float]:
+    """A figure's median under its name, its quartiles under `_q1` and `_q3`."""
+    return {name: spread.median, f"{name}_q1": spread.q1, f"{name}_q3": spread.q3}
+
+
+def memory_values(measured: Measured) -> dict[str, float]:
+    """Peak memory, and its part that the contestant itself added; the GPU's where there was any."""
+    released = measured.released
+    if released is None or not released.peak_memory_mb:
+        return {}
+    values = {"peak_memory_mb": released.peak_memory_mb, "own_memory_mb": released.own_memory_mb}
+    return {**values, "gpu_memory_mb": released.gpu_memory_mb} if released.gpu_memory_mb else values
+
+
+def device_slug(device: str, num_threads: int) -> str:
+    """A device's name as part of a file's: `amd-epyc-2c`, `nvidia-h200`."""
+    name = re.sub(r"\(r\)|\(tm\)|\bprocessor\b|\bcpu\b|\d+-core|@.*$", " ", device.split(",", maxsplit=1)[0].lower())
+    slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    return f"{slug}-{num_threads}c" if num_threads else slug
+
+
+def file_stem(result: Result) -> str:
+    """What, device, versions, date: `kernels_amd-epyc-2c_torch2.11_numba0.68_20261121`."""
+    about = result.about
+    versions = dict(pair.split(" ") for pair in about["versions"].split("; ") if pair)
+    short = [f"{name}{'.'.join(versions[name].split('.')[:2])}" for name in ("torch", "numba") if name in versions]
+    num_threads = int(about["threads"]) if about["device_kind"] == "cpu" else 0
+    return "_".join([result.bench, device_slug(about["device"], num_threads), *short, about["date"].replace("-", "")])
+
+
+def write_csv(result: Result, folder: Path) -> Path:
+    """Write a new file, one line a row; a second one of the same day and device gets `-2` and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = file_stem(result)
+    names = (stem if i == 1 else f"{stem}-{i}" for i in range(1, 10_000))
+    path = next(path for name in names if not (path := folder / f"{name}.csv").exists())
+    columns = ["contestant", "task", "role", *result.columns(), *result.about, "title", "headline"]
+    with path.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        for row in result.rows:
+            values = {key: format(value, ".6g") for key, value in row.values.items()}
+            fixed = {"contestant": row.contestant, "task": row.task, "role": row.role}
+            writer.writerow({**fixed, **values, **result.about, "title": result.title, "headline": result.headline})
+    return path
+
+
+_TEXT = {"contestant", "task", "role", "title", "headline"}
+
+
+def read_csv(path: Path) -> Result:
+    """A result as `write_csv` kept it. `ValueError` where the file is something else."""
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    if not lines or not {*_TEXT, "device", "date"} <= set(lines[0]):
+        raise ValueError(f"{path}: got no results of `fastcifar bench`, takes a CSV file that it wrote")
+    first = lines[0]
+    is_about = _about_names(first)
+    rows = []
+    for line in lines:
+        keys = [key for key in line if key not in _TEXT and key not in is_about and line[key]]
+        rows.append(Row(line["contestant"], line["task"], line["role"], {key: float(line[key]) for key in keys}))
+    about = {key: first[key] for key in first if key in is_about}
+    return Result(path.stem.split("_")[0], first["title"], first["headline"], rows, about)
+
+
+def _about_names(line: dict[str, str]) -> set[str]:
+    return {key for key in line if key in ABOUT_NAMES}
+
+
+ABOUT_NAMES = ("device", "device_kind", "threads", "dataset", "date", "revision", "versions")
+
+
+def about(device: str, kind: str, num_threads: int, dataset: str) -> dict[str, str]:
+    """What every row of a result says beside its figures."""
+    from fastcifar.report.environment import revision, versions
+
+    values = (
+        device,
+        kind,
+        str(num_threads),
+        dataset,
+        time.strftime("%Y-%m-%d"),
+        revision(),
+        "; ".join(f"{name} {version}" for name, version in versions().items()),
+    )
+    return dict(zip(ABOUT_NAMES, values, strict=True))
+
+
+_STEM = re.compile(r"(?P<what>[^_]+)_(?P<device>[^_]+)_.*?(?P<date>\d{8})(?:-(?P<number>\d+))?$")
+
+
+def newest(folder: Path) -> list[Path]:
+    """The newest CSV file of every measurement and device, by what their names say, sorted by name."""
+    found: dict[tuple[str, str], tuple[tuple[str, int], Path]] = {}
+    for path in folder.glob("*.csv"):
+        if (match := _STEM.match(path.stem)) is not None:
+            key = match["what"], match["device"]
+            age = match["date"], int(match["number"] or 1)
+            found[key] = max(found.get(key, (("", 0), path)), (age, path))
+    return sorted(path for _, path in found.values())
+
+
+def best_peer(rows: Iterable[Row], task: str, value: str) -> Row | None:
+    """The peer with the largest value on a task."""
+    peers = [row for row in rows if row.task == task and row.role == "peer" and value in row.values]
+    return max(peers, key=lambda row: row.values[value], default=None)

@@ -1,0 +1,217 @@
+"""The training step: its parts told apart, its arithmetic beside a matrix product's, what waiting for data costs."""
+
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+from fastcifar.bench import bounds
+from fastcifar.bench.job import Job
+from fastcifar.bench.measure import Measured, Sample, Spread, share
+from fastcifar.bench.results import Result, Row, memory_values, spread_values
+from fastcifar.bench.settings import DTYPES
+from fastcifar.bench.workers import Entry, Place
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastcifar.data import Source
+
+PHASES = ("data", "forward", "backward", "optimizer")
+
+
+def measure(job: Job) -> Result:
+    """The recipe's step as it trains and on one batch over and over; in float32, and bfloat16 where there are units."""
+    from fastcifar import config as configs
+
+    batch_size = job.batch_size or (32 if job.quick else configs.load(job.recipe).pipeline.batch_size)
+    told = {"source": job.source, "recipe": job.recipe, "batch_size": batch_size, "num_images": job.num_images}
+    entries = []
+    for key in ("eager", "compiled") if job.on_gpu else ("eager",):
+        is_compiled = key == "compiled"
+        entries.append(Entry(key, Step, {**told, "compiled": is_compiled, "fixed": False}))
+        entries.append(Entry(f"{key}_fixed", Step, {**told, "compiled": is_compiled, "fixed": True}, role="bound"))
+    side = 256 if job.quick else 0
+    entries.append(Entry("matmul", bounds.MatrixProduct, {"side": side}, role="bound"))
+    names = [f"step.{dtype}" for dtype in _dtypes()]
+    keys = [entry.key for entry in entries]
+    measured = job.run(entries, {name: keys for name in names})
+    roles = {entry.key: entry.role for entry in entries}
+    rows = [
+        Row(key, name, roles[key], _values(key, one, measured[name]))
+        for name in names
+        for key, one in measured[name].items()
+    ]
+    title = f"Training step of the recipe {job.recipe}, batches of {batch_size}"
+    return Result("step", title, "images_s", rows, notes=job.notes)
+
+
+def _dtypes() -> list[str]:
+    """float32, and bfloat16 where training would pick it."""
+    import torch
+
+    from fastcifar.config import TrainConfig
+    from fastcifar.training.device import pick_device, pick_dtype
+
+    has_units = pick_dtype(TrainConfig(), pick_device()) == torch.bfloat16
+    return ["fp32", "bf16"] if has_units else ["fp32"]
+
+
+def _values(key: str, one: Measured, measured: dict[str, Measured]) -> dict[str, float]:
+    if key == "matmul":
+        return {"tflop_s": one.rate.median / 1e12, "rounds": one.rate.num}
+    values = spread_values("images_s", one.rate) | {"rounds": one.rate.num}
+    for name in (*(f"{phase}_ms" for phase in PHASES), "step_ms"):
+        values[name] = one.extra(name).median
+    flops, forward_flops = one.extra("flops_image").median, one.extra("forward_flops_image").median
+    batch = one.extra("batch").median
+    values["gflop_image"] = flops / 1e9
+    values["tflop_s"] = one.rate.median * flops / 1e12
+    values["forward_tflop_s"] = batch * forward_flops / values["forward_ms"] / 1e9
+    values["backward_tflop_s"] = batch * (flops - forward_flops) / values["backward_ms"] / 1e9
+    if "matmul" in measured:
+        values["share_of_matmul"] = share(one, measured["matmul"], factor=flops)
+    fixed = measured.get(f"{key}_fixed")
+    if fixed is not None:
+        values["stall_share"] = max(0.0, 1.0 - share(one, fixed))
+    compile_s = max(0.0, one.opened.cold_s - 2 * values["step_ms"] / 1e3)
+    return values | {"cold_steps_s": one.opened.cold_s, "compile_s": compile_s} | memory_values(one)
+
+
+class _Stamps:
+    """Moments of a step, on the device's own clock: what a GPU was told is not what it has done."""
+
+    def __init__(self, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self._moments: list[list[Any]] = []
+
+    def begin(self) -> None:
+        self._moments.append([])
+        self.add()
+
+    def add(self) -> None:
+        if self._on_gpu:
+            import torch
+
+            moment: Any = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            moment = time.perf_counter()
+        self._moments[-1].append(moment)
+
+    def lengths_ms(self) -> list[list[float]]:
+        """For every step, milliseconds between its moments; the GPU must have got there."""
+        return [[self._between_ms(first, last) for first, last in itertools.pairwise(step)] for step in self._moments]
+
+    def _between_ms(self, first: Any, last: Any) -> float:
+        return first.elapsed_time(last) if self._on_gpu else (last - first) * 1e3
+
+
+class Step:
+    """The loop's own `take_step` of a recipe, at the end of its run: full resolution, the stem frozen.
+
+    `data` is what asking for the batch takes; `forward` ends with the network, `backward` (loss included) where the
+    first optimiser begins, `optimizer` with the step. `fixed` takes one batch over and over.
+    """
+
+    def __init__(
+        self,
+        *,
+        place: Place,
+        source: "Source",
+        recipe: str,
+        batch_size: int,
+        num_images: int,
+        compiled: bool,
+        fixed: bool,
+    ) -> None:
+        self._place, self._source, self._recipe = place, source, recipe
+        self._batch_size, self._num_images = batch_size, num_images
+        self._compiled, self._fixed = compiled, fixed
+
+    def prepare(self, task: str) -> None:
+        """Network, optimisers, pipeline; then two steps, the first of which compiles."""
+        import numpy as np
+
+        from fastcifar import config as configs
+        from fastcifar.report.progress import Reporter
+        from fastcifar.training import loop, optimizers
+        from fastcifar.training.averaging import Averaging
+        from fastcifar.training.clock import Clock
+        from fastcifar.training.session import Session
+
+        dtype = DTYPES[task.rpartition(".")[2]]
+        told = [f"train.dtype={dtype}", f"pipeline.batch_size={self._batch_size}"]
+        config = configs.load(self._recipe, [f"data.dataset={self._source.dataset}", *told])
+        session = Session.prepare(config, self._source, Clock(), Reporter())
+        self._config, self._dtype = config, session.dtype
+        network = session.network().train()
+        self._network = loop.compiled(network) if self._compiled else network
+        self._pipeline = session.training_pipeline(np.arange(self._num_images) if self._num_images else None)
+        built = optimizers.build(network, config.optimizer, self._batch_size)
+        self._state = loop.State(network, built, Averaging(network, config.train))
+        self._state.step = loop.total_steps(config, self._pipeline) - 1
+        self._epoch = 0
+        self._batches = iter(self._pipeline.epoch(0))
+        self._kept = next(self._batches) if self._fixed else None
+        self._stamps = _Stamps(self._place.device != "cpu")
+        built[0].register_step_pre_hook(lambda *_: self._stamps.add())
+        self._flops, self._forward_flops = self._count_flops(network)
+        for _ in range(2):
+            self._once()
+        bounds.synchronise(self._place.device)
+
+    def run(self, task: str, seconds: float) -> Sample:
+        """Units are images."""
+        self._stamps = _Stamps(self._place.device != "cpu")
+        sample = bounds.repeat(self._once, seconds, self._place.device)
+        lengths = self._stamps.lengths_ms()
+        extra = {f"{phase}_ms": _median([step[i] for step in lengths]) for i, phase in enumerate(PHASES)}
+        extra["step_ms"] = _median([sum(step) for step in lengths])
+        counts = {"flops_image": self._flops, "forward_flops_image": self._forward_flops, "batch": self._batch_size}
+        return Sample(sample.units, sample.seconds, extra | counts)
+
+    def release(self, task: str) -> None:
+        """Let go of the network and the pipeline."""
+        del self._batches, self._state, self._network
+        self._pipeline.close()
+
+    def _once(self) -> float:
+        from fastcifar.training import loop
+
+        self._stamps.begin()
+        batch = self._kept if self._kept is not None else self._next()
+        self._stamps.add()
+        loop.take_step(self._state, self._forward, batch, self._config, self._dtype, self._pipeline.steps_per_epoch)
+        self._stamps.add()
+        return float(len(batch.labels))
+
+    def _forward(self, images: "Tensor") -> "Tensor":
+        logits = self._network(images)
+        self._stamps.add()
+        return logits
+
+    def _next(self) -> Any:
+        batch = next(self._batches, None)
+        if batch is None:
+            self._epoch += 1
+            self._batches = iter(self._pipeline.epoch(self._epoch))
+            batch = next(self._batches)
+        return batch
+
+    def _count_flops(self, network: Any) -> tuple[float, float]:
+        """Floating-point operations an image, of forward and backward, and of forward alone, as torch counts them."""
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        side = 32 if self._kept is None else self._kept.images.shape[-1]
+        images = torch.zeros(2, 3, side, side, device=self._place.device)
+        with FlopCounterMode(display=False) as counter:
+            logits = network(images)
+            forward = counter.get_total_flops()
+            logits.sum().backward()
+        network.zero_grad(set_to_none=True)
+        return counter.get_total_flops() / 2, forward / 2
+
+
+def _median(values: list[float]) -> float:
+    return Spread.of(values).median
