@@ -158,13 +158,13 @@ print(json.dumps(peaks))
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc, which is not here")
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    # 15 MB and 118 MB, both mapped.
+    # 15 MB and 118 MB, both mapped. Some ten blocks of 4 MB are in memory at a time.
     small = artefacts.convert(made_dataset(300, 20, (128, 128)), "npy", tmp_path / "small")
     large = artefacts.convert(made_dataset(300, 20, (128, 128)), "npy", tmp_path / "large", copies=8)
     command = [sys.executable, "-c", MEMORY, str(small), str(large), str(tmp_path / "a")]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     _, once, eight_times = map(int, done.stdout.strip("[]\n").split(","))
-    assert eight_times < once + 30
+    assert eight_times < once + 60
 
 
 @formats

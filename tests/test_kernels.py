@@ -254,7 +254,7 @@ def test_empty_batch():
 
 def test_output_is_written_where_asked():
     images = torch.from_numpy(pictures(4, 8, 8))
-    out = torch.full((4, 3, 8, 8), 7.0, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    out = torch.full((4, 8, 8, 3), 7.0, dtype=torch.bfloat16).permute(0, 3, 1, 2)
     batch = augment(images, Plan.identity(4, 8, 8), CIFAR, out=out)
     assert batch is out
     assert batch.is_contiguous(memory_format=torch.channels_last)

@@ -47,12 +47,13 @@ class Listener(event.Listener):
 event.register("numba:compile", Listener())
 from fastcifar.kernels import Augmentation, Normalisation, augment_batch, epoch_order
 for num_threads in (1, 2):
-    augment_batch(np.zeros((4, 8, 8, 3), np.uint8), [1, 2], Augmentation(cutmix=1.0, rotation=3), Normalisation.identity(),
-                  seed=0, epoch=0, num_threads=num_threads)
+    augment_batch(np.zeros((4, 8, 8, 3), np.uint8), [1, 2], Augmentation(cutmix=1.0, rotation=3),
+                  Normalisation.identity(), seed=0, epoch=0, num_threads=num_threads)
 epoch_order(10, 0, 0)
 from fastcifar.kernels import numba_cpu
 functions = [numba_cpu._draw, numba_cpu._augment, numba_cpu.draw_range, numba_cpu.augment_range, numba_cpu.layout]
-print(json.dumps([compiled, [sum(f.stats.cache_hits.values()) for f in functions], [len(f.signatures) for f in functions]]))
+hits = [sum(function.stats.cache_hits.values()) for function in functions]
+print(json.dumps([compiled, hits, [len(function.signatures) for function in functions]]))
 """
     compiled, hits, signatures = json.loads(_python(code))
     assert compiled == []
@@ -79,7 +80,8 @@ from fastcifar.kernels import dispatch
 dispatch.has_numba = lambda: False
 import numpy as np
 from fastcifar.kernels import Augmentation, Normalisation, augment_batch, epoch_order
-batch = augment_batch(np.ones((4, 8, 8, 3), np.uint8), [1], Augmentation(), Normalisation.identity(), seed=0, epoch=0)[0]
+images, normalisation = np.ones((4, 8, 8, 3), np.uint8), Normalisation.identity()
+batch = augment_batch(images, [1], Augmentation(), normalisation, seed=0, epoch=0)[0]
 print(batch.shape, len(epoch_order(5, 0, 0)))
 """
     assert _python(code).split() == ["torch.Size([1,", "3,", "8,", "8])", "5"]
@@ -98,14 +100,15 @@ def test_stale_code_is_not_used_after_a_change_elsewhere():
 
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_results_do_not_depend_on_threads(layer):
-    code = f"""
+    code = """
 import threading, numpy as np, torch
 from fastcifar.kernels import Augmentation, Normalisation, augment_batch
 import numba
 images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)
-augmentation = Augmentation(crop_padding=2, flip="random", cutmix=1.0, mixup=1.0, mix_per="image", rotation=9)
+settings = dict(crop_padding=2, flip="random", cutmix=1.0, mixup=1.0, mix_per="image", rotation=9)
 def run(num_threads):
-    return augment_batch(images, range(64), augmentation, Normalisation.identity(), seed=0, epoch=0, num_threads=num_threads)[0]
+    return augment_batch(images, range(64), Augmentation(**settings), Normalisation.identity(), seed=0, epoch=0,
+                         num_threads=num_threads)[0]
 one = run(1)
 results = []
 threads = [threading.Thread(target=lambda: results.extend(run(n) for n in (2, 4, 3, 4) * 5)) for _ in range(3)]

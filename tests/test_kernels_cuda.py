@@ -1,4 +1,4 @@
-"""The form for GPUs: under Numba's simulator everywhere, on tiny images, and on a GPU at full size where there is one."""
+"""The form for GPUs: under Numba's simulator on tiny images, and on a GPU at full size where there is one."""
 
 import os
 import subprocess
@@ -30,7 +30,9 @@ for (height, width), settings in itertools.product([(4, 4), (3, 5)], cases):
     augmentation, rows, indices = Augmentation(**settings), np.array([4, 1, 2]), np.array([9, 2**35, 3])
     drawn = dict(seed=2**63 + 5, epoch=3, indices_n=indices)
     for dtype in bits:
-        expected, *labels = augment_batch(images, rows, augmentation, normalisation, dtype=dtype, form="reference", **drawn)
+        expected, *labels = augment_batch(
+            images, rows, augmentation, normalisation, dtype=dtype, form="reference", **drawn
+        )
         got, *got_labels = augment_batch(images, rows, augmentation, normalisation, dtype=dtype, form="cuda", **drawn)
         assert torch.equal(got.view(bits[dtype]), expected.view(bits[dtype])), (height, width, settings, dtype)
         for one, other in zip(labels, got_labels):
@@ -48,7 +50,8 @@ for bad in (-1, 5):
 from fastcifar.kernels import numba_cuda
 settings = numba_cuda._Settings(Augmentation(), normalisation, height, width, 5)
 rows = torch.tensor([1, 5])
-batch, _ = numba_cuda._launch(images, rows, rows, *numba_cuda._nothing(rows.device), settings, 0, 0, torch.float32, None)
+nothing = numba_cuda._nothing(rows.device)
+batch, _ = numba_cuda._launch(images, rows, rows, *nothing, settings, 0, 0, torch.float32, None)
 assert (batch[1] == 0).all() and (batch[0] != 0).all()
 try:
     numba_cuda.raise_for_bad_rows(rows.device)

@@ -48,7 +48,7 @@ def test_wrong_normalisation_is_named(mean):
 
 
 def _unwritten() -> torch.Tensor:
-    return torch.full((4, 3, 8, 8), 7.0, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    return torch.full((4, 8, 8, 3), 7.0, dtype=torch.bfloat16).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("form", FORMS)

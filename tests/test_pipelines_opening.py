@@ -212,7 +212,7 @@ def test_a_library_that_does_not_import_is_one_sentence(
     monkeypatch.setitem(sys.modules, module, None)
     if name == "ffcv":
         monkeypatch.delattr(pipelines, "ffcv_parts", raising=False)
-    with pytest.raises(libraries.MissingLibraryError, match="does not import here .*: .*pip install"):
+    with pytest.raises(libraries.MissingLibraryError, match=r"does not import here .*: .*pip install"):
         sets.open(name)
 
 
