@@ -85,7 +85,7 @@ class DaliPipeline(Pipeline):
             seed=int(entropy.generate_state(1)[0] >> 1),
             prefetch_queue_depth=2,
         )
-        with graph, _file_in_memory(self._lines[order].tobytes()) as index_path:
+        with graph, _file_in_memory(self._lines[order]) as index_path:
             features: Any = fn.readers.tfrecord(
                 path=[str(self._records)],
                 index_path=[index_path],
@@ -153,10 +153,10 @@ def _index_lines(index: Path) -> np.ndarray:
 
 
 @contextmanager
-def _file_in_memory(content: bytes) -> Iterator[str]:
+def _file_in_memory(content: np.ndarray) -> Iterator[str]:
     """Path of a file of this content that no disk holds, gone afterwards."""
     descriptor = os.memfd_create("fastcifar-index")
     with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
+        file.write(content.data)
         file.flush()
         yield f"/proc/self/fd/{descriptor}"

@@ -262,7 +262,7 @@ class CachedLoader(Loader):
     @reader.setter
     def reader(self, reader: Reader) -> None:
         # What a memory manager makes of this table, our decoder does not need.
-        reader.alloc_table = reader.alloc_table[:0]
+        reader.alloc_table = reader.alloc_table[:0].copy()
         self._reader = reader
 
     @property

@@ -22,10 +22,10 @@ def streamed(rows_n: np.ndarray, image_bytes: int, seed: int, epoch: int) -> np.
     `WINDOW_BLOCKS` blocks are shuffled with each other, so that no more than two windows need be in memory.
     """
     blocks_n = rows_n // max(1, BLOCK_BYTES // image_bytes)
-    blocks, block_of_n = np.unique(blocks_n, return_inverse=True)
-    place_of_block = np.empty(len(blocks), dtype=np.int64)
-    place_of_block[epoch_order(len(blocks), seed, epoch)] = np.arange(len(blocks))
-    window_of_n = place_of_block[block_of_n] // WINDOW_BLOCKS
+    blocks = np.flatnonzero(np.bincount(blocks_n))
+    window_of_block = np.zeros(int(blocks[-1]) + 1, dtype=np.uint32)
+    window_of_block[blocks[epoch_order(len(blocks), seed, epoch)]] = np.arange(len(blocks)) // WINDOW_BLOCKS
     # A stable sort by window of rows already shuffled leaves each window shuffled.
     order = epoch_order(len(rows_n), seed, epoch)
-    return rows_n[order[np.argsort(window_of_n[order], kind="stable")]]
+    windows_n = window_of_block[blocks_n[order]]
+    return rows_n[order[np.argsort(windows_n, kind="stable")]]

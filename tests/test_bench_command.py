@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -203,34 +204,39 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
     assert list(in_folder.iterdir()) == []
 
 
-def stage(name: str, script: str, limit_s: float = 30.0, none_code: int | None = None) -> gpu.Stage:
-    return gpu.Stage(name, (sys.executable, "-c", script), limit_s, none_code)
+def stage(name: str, script: str, reserved_s: float = 10.0, none_code: int | None = None) -> gpu.Stage:
+    return gpu.Stage(name, (sys.executable, "-c", script), reserved_s, none_code)
 
 
 def test_the_gpu_check_bounds_each_stage_and_keeps_what_it_has(tmp_path: Path) -> None:
     # The stage that hangs starts a process of its own, which must not outlive it.
     child = "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
     stages = [
+        stage("hangs", f"{child}; print(p.pid, flush=True); time.sleep(60)", reserved_s=3.0),
         stage("passes", "print('words'); print('{\"images\": 3}')"),
         stage("nothing", "import sys; sys.exit(5)", none_code=5),
-        stage("hangs", f"{child}; print(p.pid, flush=True); time.sleep(60)", limit_s=1.0),
         stage("fails", "import sys; print('why', file=sys.stderr); sys.exit(3)"),
     ]
     told: list[str] = []
-    check = gpu.run(stages, tmp_path, {"device": "none"}, told.append)
+    start_s = time.perf_counter()
+    check = gpu.run(stages, tmp_path, {"device": "none"}, told.append, total_s=33.0)
+    assert time.perf_counter() - start_s < 50
     assert [(done.name, done.exit_code, done.passed) for done in check.stages] == [
+        ("hangs", None, False),
         ("passes", 0, True),
         ("nothing", 5, True),
-        ("hangs", None, False),
         ("fails", 3, False),
     ]
-    assert check.stages[0].result == {"images": 3}
+    assert check.stages[1].result == {"images": 3}
     assert [line.split(" (")[0] for line in told] == [
+        "hangs: ended at its limit",
         "passes: passed",
         "nothing: passed",
-        "hangs: ended at its limit",
         "fails: failed",
     ]
+    # The limit is what the later stages leave; what a stage leaves goes to those after it.
+    assert check.stages[0].limit_s == pytest.approx(3.0, abs=1.0)
+    assert check.stages[1].limit_s < check.stages[3].limit_s
     assert json.loads((tmp_path / "gpu.json").read_text())["stages"][3]["exit_code"] == 3
     log = (tmp_path / "gpu.log").read_text()
     assert "words" in log
@@ -249,9 +255,8 @@ def test_the_gpu_check_as_a_whole_has_a_limit(tmp_path: Path) -> None:
 
 
 def test_the_gpu_stages_fit_into_their_limit(tmp_path: Path) -> None:
-    found = gpu.stages(tmp_path, "cuda", [], quick=False)
+    found = gpu.stages(tmp_path, tmp_path, "cuda", ["--dataset", "shapes10"], quick=False)
     names = [one.name for one in found]
-    assert names[0] == "check"
-    assert names[-1] == "speedrun"
-    assert {"kernels", "loaders", "step"} < set(names)
-    assert sum(one.limit_s for one in found) <= gpu.TOTAL_S < 600
+    assert [name for name in names if name != "tests"] == ["check", "kernels", "loaders", "step", "speedrun", "start"]
+    assert sum(one.reserved_s for one in found) <= gpu.TOTAL_S < 600
+    assert all("shapes10" in one.command for one in found if one.name != "tests")

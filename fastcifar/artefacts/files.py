@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from fastcifar.data.errors import refuse
 
-CHUNK_BYTES = 1 << 22
+CHUNK_BYTES = 1 << 21
 """What is read, hashed or written at once: large enough for the disk, small enough for the cache."""
 
 

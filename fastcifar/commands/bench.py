@@ -216,6 +216,7 @@ def _draw_all(args: Args) -> int:
 
 def _run_gpu(args: Args) -> int:
     import json
+    import tempfile
     from dataclasses import asdict
 
     import torch
@@ -229,8 +230,9 @@ def _run_gpu(args: Args) -> int:
         raise ValueError("bench gpu: torch sees no GPU here; --device cpu --quick rehearses it without one")
     out = args.out or Path("gpu-results")
     told = [*(["--data", str(args.data)] if args.data else []), "--dataset", args.dataset]
-    stages = gpu.stages(out, device, told, args.quick)
     about = environment(describe(torch.device(device)))
-    check = gpu.run(stages, out, about, lambda line: print(line, flush=True))
+    with tempfile.TemporaryDirectory() as scratch:
+        stages = gpu.stages(out, Path(scratch), device, told, args.quick)
+        check = gpu.run(stages, out, about, lambda line: print(line, flush=True))
     print(json.dumps(asdict(check)))
     return 0 if all(done.passed for done in check.stages) else 1
