@@ -43,8 +43,8 @@ class Muon(torch.optim.Optimizer):
             for weights in _by_shape([p for p in group["params"] if p.grad is not None]):
                 self._step_stack(weights, group["lr"], group["momentum"])
 
-    def _step_stack(self, weights: list[nn.Parameter], lr: float, momentum: float) -> None:
-        grads = [weight.grad for weight in weights]
+    def _step_stack(self, weights: list[Tensor], lr: float, momentum: float) -> None:
+        grads = [weight.grad for weight in weights if weight.grad is not None]
         buffers = [self.state[w].setdefault("momentum_buffer", torch.zeros_like(w)) for w in weights]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)
@@ -58,8 +58,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(weights, list(updates.unbind()), alpha=-lr)
 
 
-def _by_shape(weights: list[nn.Parameter]) -> list[list[nn.Parameter]]:
-    stacks: dict[torch.Size, list[nn.Parameter]] = {}
+def _by_shape(weights: list[Tensor]) -> list[list[Tensor]]:
+    stacks: dict[torch.Size, list[Tensor]] = {}
     for weight in weights:
         stacks.setdefault(weight.shape, []).append(weight)
     return list(stacks.values())

@@ -48,7 +48,7 @@ def run(
         network = session.network()
         pipeline = session.training_pipeline(train_rows_n)
     with pipeline:
-        forward = network
+        forward: Callable[[Tensor], Tensor] = network
         if compiled := use_compile(config.train, session.device):
             forward = loop.compiled(network)
             _warm_up(network, forward, pipeline, session, clock)

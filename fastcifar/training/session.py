@@ -79,9 +79,11 @@ class Session:
             widths=model.widths,
             max_parameters=model.max_parameters,
         )
-        if hasattr(network, "init_whiten"):
-            network.init_whiten(self._first_images())
-        return network.to(self.device, memory_format=torch.channels_last)
+        init_whiten = getattr(network, "init_whiten", None)
+        if callable(init_whiten):
+            init_whiten(self._first_images())
+        network.to(self.device)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def split_rows(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Rows to train on and rows held out for validation; (None, None) where none are."""
