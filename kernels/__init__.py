@@ -19,9 +19,9 @@ form to the last bit, whatever the number of threads.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .dispatch import augment, augment_batch, draw_plan, epoch_order
-    from .plan import Plan
-    from .settings import Augmentation, Normalisation
+    from fastcifar.kernels.dispatch import augment, augment_batch, draw_plan, epoch_order
+    from fastcifar.kernels.plan import Plan
+    from fastcifar.kernels.settings import Augmentation, Normalisation
 
 __all__ = [
     "Augmentation",

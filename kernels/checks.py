@@ -5,8 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .plan import CUTMIX, CUTOUT, NUM_FLOATS, NUM_INTS, SHIFT_X, SHIFT_Y, WEIGHT, Plan, is_reflect, share
-from .settings import MAX_SIDE_PX, check_side
+from fastcifar.kernels.plan import (
+    CUTMIX,
+    CUTOUT,
+    NUM_FLOATS,
+    NUM_INTS,
+    SHIFT_X,
+    SHIFT_Y,
+    WEIGHT,
+    Plan,
+    is_reflect,
+    share,
+)
+from fastcifar.kernels.settings import MAX_SIDE_PX, check_side
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checks
-from .plan import NUM_FLOATS, NUM_INTS, Plan, beta_tables, partners, settings_for
-from .settings import Augmentation, Normalisation
+from fastcifar.kernels import checks
+from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, beta_tables, partners, settings_for
+from fastcifar.kernels.settings import Augmentation, Normalisation
 
 if TYPE_CHECKING:
     import torch
@@ -210,19 +210,19 @@ def simulates_cuda() -> bool:
 def host_form(form: str) -> ModuleType:
     """Module of the reference or of the compiled form for the CPU."""
     if form == "reference" or (form == "auto" and not has_numba()):
-        from . import reference_form
+        from fastcifar.kernels import reference_form
 
         return reference_form
     if not has_numba():
         raise ValueError("form: got 'numba' without Numba, takes it after: pip install numba")
-    from . import numba_cpu
+    from fastcifar.kernels import numba_cpu
 
     return numba_cpu
 
 
 def cuda_form() -> ModuleType:
     """Module of the compiled form for the GPU."""
-    from . import numba_cuda
+    from fastcifar.kernels import numba_cuda
 
     return numba_cuda
 

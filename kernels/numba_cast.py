@@ -5,8 +5,8 @@ Loops run over chunks of fixed length, so that all of them become vector instruc
 
 import numpy as np
 
-from .numba_jit import compiled
-from .numba_vector import moved
+from fastcifar.kernels.numba_jit import compiled
+from fastcifar.kernels.numba_vector import moved
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 CHUNK = 96  # a multiple of the three channels and of every vector's length

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .numba_jit import compiled
+from fastcifar.kernels.numba_jit import compiled
 
 _F = np.float32
 _ZERO, _ONE, _TWO, _FOUR, _SIX, _TOP = _F(0), _F(1), _F(2), _F(4), _F(6), _F(255)

@@ -16,13 +16,13 @@ import numpy as np
 from numba import config as numba_config
 from numba import prange, set_num_threads, threading_layer
 
-from . import checks
-from .numba_cast import BFLOAT16, FLOAT16, FLOAT32
-from .numba_draw import draw_range, fisher_yates, is_possible, rows_inside
-from .numba_jit import compiled_for
-from .numba_pixels import augment_range, layout
-from .numba_types import PARALLEL_AUGMENT, PARALLEL_DRAW
-from .plan import NUM_SETTING_INTS, Plan, Settings, is_reflect
+from fastcifar.kernels import checks
+from fastcifar.kernels.numba_cast import BFLOAT16, FLOAT16, FLOAT32
+from fastcifar.kernels.numba_draw import draw_range, fisher_yates, is_possible, rows_inside
+from fastcifar.kernels.numba_jit import compiled_for
+from fastcifar.kernels.numba_pixels import augment_range, layout
+from fastcifar.kernels.numba_types import PARALLEL_AUGMENT, PARALLEL_DRAW
+from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, is_reflect
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,8 @@ import numpy as np
 from numba import config as numba_config
 from numba import cuda
 
-from . import checks
-from .philox import (
+from fastcifar.kernels import checks
+from fastcifar.kernels.philox import (
     ALTERNATING,
     BOX,
     COLOUR,
@@ -32,7 +32,7 @@ from .philox import (
     WEYL_0,
     WEYL_1,
 )
-from .plan import (
+from fastcifar.kernels.plan import (
     BETA_TABLE_BINS,
     BRIGHTNESS,
     CONTRAST,
@@ -53,8 +53,8 @@ from .plan import (
     is_reflect,
     settings_for,
 )
-from .reference import GREY, POSITION_BITS, TURN_BITS
-from .settings import Augmentation, Normalisation
+from fastcifar.kernels.reference import GREY, POSITION_BITS, TURN_BITS
+from fastcifar.kernels.settings import Augmentation, Normalisation
 
 if TYPE_CHECKING:
     import torch
@@ -602,7 +602,7 @@ def _launch(
     """Run the kernel on torch's current stream; returns the batch and the weights of the own labels."""
     import torch
 
-    from .dispatch import output
+    from fastcifar.kernels.dispatch import output
 
     device, height, width = rows.device, settings.height, settings.width
     num_values = 3 * height * width

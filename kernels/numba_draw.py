@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from .numba_jit import compiled, compiled_for
-from .numba_types import INSIDE, POSSIBLE, SERIAL_DRAW
-from .numba_types import ORDER as ORDER_TYPES
-from .philox import (
+from fastcifar.kernels.numba_jit import compiled, compiled_for
+from fastcifar.kernels.numba_types import INSIDE, POSSIBLE, SERIAL_DRAW
+from fastcifar.kernels.numba_types import ORDER as ORDER_TYPES
+from fastcifar.kernels.philox import (
     ALTERNATING,
     BOX,
     COLOUR,
@@ -19,7 +19,7 @@ from .philox import (
     WEYL_0,
     WEYL_1,
 )
-from .plan import (
+from fastcifar.kernels.plan import (
     BETA_TABLE_BINS,
     BRIGHTNESS,
     CONTRAST,
@@ -35,7 +35,7 @@ from .plan import (
     SHIFT_Y,
     WEIGHT,
 )
-from .settings import MAX_SIDE_PX
+from fastcifar.kernels.settings import MAX_SIDE_PX
 
 # Numba widens what it computes to 64 bits, so words travel in uint64 and are masked where they could exceed 32.
 _U = np.uint64

@@ -11,18 +11,18 @@ from collections import namedtuple
 
 import numpy as np
 
-from .numba_cast import CHUNK, FLOAT32, cast, normalise, to_float32
-from .numba_colour import saturate, turn_hue
-from .numba_jit import compiled, compiled_for
-from .numba_rows import (
+from fastcifar.kernels.numba_cast import CHUNK, FLOAT32, cast, normalise, to_float32
+from fastcifar.kernels.numba_colour import saturate, turn_hue
+from fastcifar.kernels.numba_jit import compiled, compiled_for
+from fastcifar.kernels.numba_rows import (
     fill_offsets,
     fill_texture,
     move_rows,
     rotate_rows,
     rotation_reach,
 )
-from .numba_types import SERIAL_AUGMENT
-from .numba_vector import (
+from fastcifar.kernels.numba_types import SERIAL_AUGMENT
+from fastcifar.kernels.numba_vector import (
     SLACK,
     bytes_at,
     copy_bytes,
@@ -33,7 +33,7 @@ from .numba_vector import (
     prefetch,
     words_at,
 )
-from .plan import (
+from fastcifar.kernels.plan import (
     BRIGHTNESS,
     CONTRAST,
     CUTMIX,

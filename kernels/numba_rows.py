@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from .numba_jit import compiled
-from .numba_vector import blend_texels, copy_bytes, moved, reverse_five
-from .plan import FLIP, SHIFT_X, SHIFT_Y
-from .reference import POSITION_BITS, TURN_BITS
-from .settings import MAX_SIDE_PX
+from fastcifar.kernels.numba_jit import compiled
+from fastcifar.kernels.numba_vector import blend_texels, copy_bytes, moved, reverse_five
+from fastcifar.kernels.plan import FLIP, SHIFT_X, SHIFT_Y
+from fastcifar.kernels.reference import POSITION_BITS, TURN_BITS
+from fastcifar.kernels.settings import MAX_SIDE_PX
 
 _POSITION_MASK, _POSITION = (1 << POSITION_BITS) - 1, np.float32(2.0**-POSITION_BITS)
 _RADIAN, _TURN = np.pi / 180.0, float(1 << TURN_BITS)

@@ -4,7 +4,7 @@ from typing import Any
 
 from numba import types
 
-from .plan import NUM_SETTING_INTS, Settings
+from fastcifar.kernels.plan import NUM_SETTING_INTS, Settings
 
 
 def _array(dtype: Any, ndim: int, readonly: bool = False) -> Any:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch
-from .plan import Plan
-from .settings import Augmentation, Normalisation
+from fastcifar.kernels import dispatch
+from fastcifar.kernels.plan import Plan
+from fastcifar.kernels.settings import Augmentation, Normalisation
 
 
 def augment(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .settings import FLIPS, PADDING_MODES, Augmentation
+from fastcifar.kernels.settings import FLIPS, PADDING_MODES, Augmentation
 
 # Columns of Plan.ints_nk and Plan.floats_nk; the compiled forms read the same columns.
 SHIFT_Y, SHIFT_X, FLIP, CUTOUT, CUTMIX = 0, 1, 2, 3, 7

@@ -8,8 +8,8 @@ import math
 
 import numpy as np
 
-from . import philox
-from .plan import (
+from fastcifar.kernels import philox
+from fastcifar.kernels.plan import (
     BETA_TABLE_BINS,
     BRIGHTNESS,
     CONTRAST,

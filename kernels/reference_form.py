@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import checks, philox, reference
-from .plan import Plan, Settings
+from fastcifar.kernels import checks, philox, reference
+from fastcifar.kernels.plan import Plan, Settings
 
 if TYPE_CHECKING:
     import torch
