@@ -130,17 +130,18 @@ def _about_names(line: dict[str, str]) -> set[str]:
     return {key for key in line if key in ABOUT_NAMES}
 
 
-ABOUT_NAMES = ("device", "device_kind", "threads", "dataset", "date", "revision", "versions")
+ABOUT_NAMES = ("device", "device_kind", "threads", "load", "dataset", "date", "revision", "versions")
 
 
-def about(device: str, kind: str, num_threads: int, dataset: str) -> dict[str, str]:
-    """What every row of a result says beside its figures."""
+def about(device: str, kind: str, num_threads: int, load: float, dataset: str) -> dict[str, str]:
+    """What every row of a result says beside its figures; `load` is the system's load average at the start."""
     from fastcifar.report.environment import revision, versions
 
     values = (
         device,
         kind,
         str(num_threads),
+        f"{load:.2f}",
         dataset,
         time.strftime("%Y-%m-%d"),
         revision(),

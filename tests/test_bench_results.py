@@ -15,6 +15,7 @@ ABOUT = {
     "device": "AMD EPYC 7763 64-Core Processor, 2 threads, AVX2",
     "device_kind": "cpu",
     "threads": "2",
+    "load": "0.10",
     "dataset": "cifar10",
     "date": "2026-11-21",
     "revision": "0123abc",

@@ -8,9 +8,13 @@ import tyro
 
 if TYPE_CHECKING:
     from fastcifar.bench.gates import Gate
+    from fastcifar.bench.job import Job
     from fastcifar.bench.results import Result
+    from fastcifar.data import Source
     from fastcifar.report.progress import Reporter
 
+# A load average above this share of the cores, before anything is measured, is worth a word.
+BUSY_SHARE = 0.5
 MEASUREMENTS = ("kernels", "loaders", "step", "start", "convert", "stream")
 
 
@@ -110,13 +114,12 @@ def _device(args: Args) -> str:
 def _measure(args: Args, wanted: "list[Gate]") -> int:
     import importlib
     import json
+    import os
     import sys
 
     import torch
 
-    from fastcifar.bench import gates, plot, results
-    from fastcifar.bench.job import Job
-    from fastcifar.bench.workers import Place
+    from fastcifar.bench import gates, results
     from fastcifar.config import DataConfig
     from fastcifar.report.environment import environment
     from fastcifar.report.progress import Reporter
@@ -124,51 +127,39 @@ def _measure(args: Args, wanted: "list[Gate]") -> int:
     from fastcifar.training.device import describe
     from fastcifar.training.session import find_data
 
+    # Before our own work counts to it.
+    load = os.getloadavg()[0]
     device = _device(args)
     if args.threads:
         torch.set_num_threads(args.threads)
     words = describe(torch.device(device))
-    names = MEASUREMENTS if args.what == "all" else (args.what,)
     measured: dict[str, Result] = {}
     files: list[str] = []
     failures: list[str] = []
     with Reporter() as reporter:
         source = find_data(DataConfig(args.dataset, str(args.data or "")), Clock(), reporter)
-        for name in names:
-            job = Job(
-                source=source,
-                place=Place(device, args.threads),
-                seconds=min(args.seconds, 0.1) if args.quick else args.seconds,
-                rounds=min(args.rounds, 2) if args.quick else args.rounds,
-                batch_size=args.batch_size,
-                peers=args.peers,
-                quick=args.quick,
-                recipe=args.recipe,
-                tell=lambda line: print(f"bench {line}", file=sys.stderr, flush=True),
-            )
+        for name in MEASUREMENTS if args.what == "all" else (args.what,):
+            job = _job(args, source, device)
             result = importlib.import_module(f"fastcifar.bench.{name}").measure(job)
-            result.about = results.about(words, device, torch.get_num_threads(), source.dataset)
+            result.about = results.about(words, device, torch.get_num_threads(), load, source.dataset)
             if args.quick:
                 result.title += " (quick: the figures mean nothing)"
+            if load > BUSY_SHARE * (os.cpu_count() or 1):
+                result.notes.append(f"the load average was {load:.2f} at the start: what else ran disturbs the figures")
             measured[name] = result
             failures += job.failures
             _show(result, reporter)
-            if args.out is not None or not args.quick:
-                path = results.write_csv(result, _results_folder(args))
-                files.append(str(path))
-                if args.plot:
-                    files.append(str(plot.draw(result, path.with_suffix(".png"))))
+            files += _keep(result, args)
     figures = {key: value for result in measured.values() for key, value in result.figures().items()}
     outcomes = gates.judge(wanted, figures)
-    lines = [
-        *(outcome.sentence for outcome in outcomes if not outcome.passed),
-        *(f"broke: {line}" for line in failures),
-    ]
+    lines = [outcome.sentence for outcome in outcomes if not outcome.passed]
+    lines += [f"broke: {line}" for line in failures]
     for line in lines:
         print(f"fastcifar bench: {line}", file=sys.stderr)
     report = {
         "bench": args.what,
         "quick": args.quick,
+        "load": load,
         "environment": environment(words),
         "results": {name: result.to_json() for name, result in measured.items()},
         "figures": figures,
@@ -178,6 +169,35 @@ def _measure(args: Args, wanted: "list[Gate]") -> int:
     }
     print(json.dumps(report))
     return 1 if lines else 0
+
+
+def _job(args: Args, source: "Source", device: str) -> "Job":
+    import sys
+
+    from fastcifar.bench.job import Job
+    from fastcifar.bench.workers import Place
+
+    return Job(
+        source=source,
+        place=Place(device, args.threads),
+        seconds=min(args.seconds, 0.1) if args.quick else args.seconds,
+        rounds=min(args.rounds, 2) if args.quick else args.rounds,
+        batch_size=args.batch_size,
+        peers=args.peers,
+        quick=args.quick,
+        recipe=args.recipe,
+        tell=lambda line: print(f"bench {line}", file=sys.stderr, flush=True),
+    )
+
+
+def _keep(result: "Result", args: Args) -> list[str]:
+    """Write a result's files, unless it is a quick one that nobody asked for; their names."""
+    from fastcifar.bench import plot, results
+
+    if args.quick and args.out is None:
+        return []
+    path = results.write_csv(result, _results_folder(args))
+    return [str(path), *([str(plot.draw(result, path.with_suffix(".png")))] if args.plot else [])]
 
 
 def _show(result: "Result", reporter: "Reporter") -> None:
