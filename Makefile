@@ -1,11 +1,12 @@
 # Every target sets up .venv first where that is needed.
 BIN := .venv/bin
 
-.PHONY: help setup speedrun test lint types clean
+.PHONY: help setup speedrun test gpu lint types clean
 
 help:
 	@echo "make speedrun   set up, then train a network to 94 % on CIFAR-10 (ARGS=... are passed on)"
 	@echo "make test       set up, then run the tests"
+	@echo "make gpu        set up, then check and measure a GPU within 10 minutes"
 	@echo "make lint types set up, then ruff and mypy"
 
 setup: .venv/.ready
@@ -15,6 +16,10 @@ setup: .venv/.ready
 
 speedrun: setup
 	@$(BIN)/fastcifar speedrun $(ARGS)
+
+# Everything a GPU should be asked, within 10 minutes: kernels against the reference, GPU tests, bench, speedrun.
+gpu: setup
+	@$(BIN)/fastcifar bench gpu $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
