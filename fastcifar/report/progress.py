@@ -43,7 +43,9 @@ class Reporter:
         from rich.panel import Panel
         from rich.text import Text
 
-        self.console.print(Panel(Text(text), border_style="yellow", width=min(self.console.width, 100)), soft_wrap=False)
+        self.console.print(
+            Panel(Text(text), border_style="yellow", width=min(self.console.width, 100)), soft_wrap=False
+        )
 
     def advance(self, name: str, done: int, total: int, unit: str = "") -> None:
         """Draw `done` of `total` on the bar `name`, which goes away when full."""
