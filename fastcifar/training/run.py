@@ -1,7 +1,7 @@
 """A whole run: train, evaluate, and write it all down."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from fastcifar.training.averaging import Averaging
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import describe, use_compile
 from fastcifar.training.evaluation import Predictions
+from fastcifar.training.listeners import Listener
 from fastcifar.training.session import Session, find_data
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def run(
     *,
     target: float | None = None,
     resume: bool = False,
+    listeners: Sequence[Listener] = (),
 ) -> Card:
     """Train and score `config`, everything into `folder`; `resume` goes on from its checkpoint.
 
@@ -65,14 +67,19 @@ def run(
                 with clock.part("evaluate"):
                     validation.append(session.predictions(network, "train", "none", validation_rows_n).accuracy)
             latest = validation[-1] if validation else None
-            folder.append_metrics({"dataset": session.index.dataset, **asdict(report), "validation_accuracy": latest})
+            entry = {"dataset": session.index.dataset, **asdict(report), "validation_accuracy": latest}
+            folder.append_metrics(entry)
             reporter.epoch(report, config.train.epochs, session.index.dataset, latest)
             if config.train.checkpoint_epochs and report.epoch % max(1, round(config.train.checkpoint_epochs)) == 0:
                 checkpoints.save_checkpoint(folder.checkpoint, state.step, network, state.optimizers, state.averaging)
+            for listener in listeners:
+                listener.epoch(entry)
 
         def on_step(step: int, num_steps: int) -> None:
             reporter.advance("training", step, num_steps, unit=f"step {step}/{num_steps}")
 
+        for listener in listeners:
+            listener.started(config, folder)
         try:
             with clock.part("train"):
                 loop.train(state, forward, pipeline, config, session.dtype, loop.Hooks(on_step, on_epoch))
@@ -109,6 +116,8 @@ def run(
         run=str(folder.path),
     )
     folder.card.write_text(json.dumps(card.to_json(), indent=2) + "\n", encoding="utf-8")
+    for listener in listeners:
+        listener.finished(card)
     return card
 
 
