@@ -74,6 +74,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(folder: Path,
         [],
         ["train.averaging=lookahead", "optimizer.name=nesterov", "optimizer.lr=0.05", "optimizer.momentum=0.9"],
         ["train.averaging=ema", "optimizer.name=adamw", "optimizer.lr=0.001", "augmentation.cutmix=1.0"],
+        [
+            "model.name=resnet18_dropout",
+            "model.widths=[4, 4, 8, 8]",
+            "optimizer.bias_lr=0.0002",
+            "optimizer.head_lr=0.0005",
+        ],
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(

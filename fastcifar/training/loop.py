@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -116,6 +117,7 @@ def take_step(
     """Forward, backward and update for the step numbered `state.step`."""
     num_steps = math.ceil(config.train.epochs * steps_per_epoch)
     lr = _set_rates(state, config, steps_per_epoch, num_steps)
+    _seed_dropout(state.network, config.seed, state.step)
     images = resize(batch.images, pixels_at(config, state.step / num_steps))
     loss, logits = loss_and_logits(forward, batch, images, config.train.label_smoothing, dtype)
     loss.backward()
@@ -167,6 +169,12 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """The network compiled for its device; on a GPU its steps are replayed as CUDA graphs."""
     on_gpu = next(network.parameters()).is_cuda
     return torch.compile(network, mode="max-autotune" if on_gpu else None)
+
+
+def _seed_dropout(network: nn.Module, seed: int, step: int) -> None:
+    """Make dropout's draws a function of seed and step, so that a resumed run repeats them."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()):
+        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
 
 
 def _whiten_steps(config: Config, steps_per_epoch: int, num_steps: int) -> int:
