@@ -33,6 +33,7 @@ def draw_plan(
     """
     checks.check_form(form)
     checks.check_seed_epoch(seed, epoch)
+    augmentation = augmentation.at(epoch)
     settings = settings_for(augmentation, height, width)
     indices = checks.int64_vector("indices_n", indices_n)
     ints = np.empty((len(indices), NUM_INTS), dtype=np.int32)
@@ -117,6 +118,7 @@ def augment_batch(
 
     checks.check_images(images_nhwc)
     checks.check_seed_epoch(seed, epoch)
+    augmentation = augmentation.at(epoch)
     torch_dtype = checks.torch_dtype(dtype)
     form = pick_form(form, images_nhwc)
     num_images, height, width, _ = images_nhwc.shape

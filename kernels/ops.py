@@ -62,7 +62,7 @@ def augment_batch(
     seed: 0 to 2**63 - 1, as operators take integers. Returns (images [n, 3, h, w], mix_weights float32 [n], partners
     int64 [n]); without mixing the weights are 1.
     """
-    a = augmentation
+    a = augmentation.at(epoch)
     return _augment_batch(
         images_nhwc,
         rows_n,

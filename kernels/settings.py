@@ -1,7 +1,8 @@
 """What may happen to an image: the settings of augmentation and normalisation, validated where they are made."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 MAX_SIDE_PX = 256
 PADDING_MODES = ("reflect", "constant")
@@ -49,6 +50,8 @@ class Augmentation:
     """Share of CutMix among the mixed where both CutMix and MixUp are on."""
     mix_per: str = "batch"
     """Draw the mix once a "batch" (by the index of its first image) or for every "image"."""
+    mix_from_epoch: int = 0
+    """First epoch, counted from 0, in which images are mixed."""
     brightness: float = 0.0
     """Shift drawn from U(-brightness, brightness), in standard deviations: (x + shift) * scale after normalising."""
     contrast: float = 0.0
@@ -97,6 +100,12 @@ class Augmentation:
                 value,
                 "a number from 0 to 1",
             )
+        _require(
+            _is_integer(self.mix_from_epoch) and 0 <= self.mix_from_epoch < 1 << 32,
+            "mix_from_epoch",
+            self.mix_from_epoch,
+            "an integer from 0 to 2**32 - 1",
+        )
         _require(self.mix_per in MIX_SCOPES, "mix_per", self.mix_per, " or ".join(MIX_SCOPES))
         for name, most in (
             ("brightness", 100),
@@ -117,6 +126,10 @@ class Augmentation:
     def mixes(self) -> bool:
         """Whether images may be mixed, so that labels need weights."""
         return (self.cutmix > 0 or self.mixup > 0) and self.mix_probability > 0
+
+    def at(self, epoch: int) -> "Augmentation":
+        """What is done in this epoch, counted from 0: without mixing before `mix_from_epoch`."""
+        return _unmixed(self) if self.mix_from_epoch and epoch < self.mix_from_epoch else self
 
     @property
     def is_identity(self) -> bool:
@@ -147,6 +160,11 @@ class Augmentation:
             self.cutout,
             f"at most the smaller side of a {height}x{width} image",
         )
+
+
+@lru_cache(maxsize=64)
+def _unmixed(augmentation: Augmentation) -> Augmentation:
+    return replace(augmentation, cutmix=0.0, mixup=0.0)
 
 
 def check_side(name: str, side_px: int) -> None:

@@ -88,7 +88,8 @@ class _Images(Dataset):
         self._seed = settings.seed
         self._dtype = settings.dtype
         self._transform = _Transform(settings, images_nhwc.shape[1:3])
-        self._mixing = _Mixing(settings.augmentation) if settings.augmentation.mixes else None
+        self._told = settings.augmentation
+        self._mixing = _Mixing(settings.augmentation)
 
     def __getitem__(self, request: _Request) -> list[Tensor | None]:
         return self.__getitems__(request)
@@ -105,7 +106,7 @@ class _Images(Dataset):
         images = torch.stack([self._transform(self._images_nhwc[i], int(i), request.epoch) for i in indices])
         labels = torch.tensor(self._labels_n[indices], dtype=torch.int64)
         mix_labels = mix_weights = None
-        if self._mixing is not None:
+        if self._told.at(request.epoch).mixes:
             images, mix_weights = self._mixing(images)
             mix_labels = labels.roll(1)
         images = images.to(self._dtype).contiguous(memory_format=torch.channels_last)

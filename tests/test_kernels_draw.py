@@ -180,3 +180,19 @@ def test_epoch_order_is_fair():
     places = np.stack([epoch_order(6, 0, epoch) for epoch in range(12000)])
     for place in range(6):
         assert stats.chisquare(np.bincount(places[:, place])).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("form", ["reference", "numba"])
+def test_mixing_begins_at_its_epoch_and_leaves_the_rest_alone(form):
+    options = {"seed": 3, "indices_n": range(8), "height": 32, "width": 32, "form": form}
+    always = Augmentation(crop_padding=4, flip="random", cutmix=1.0)
+    late = Augmentation(crop_padding=4, flip="random", cutmix=1.0, mix_from_epoch=2)
+    for epoch in range(4):
+        found = draw_plan(late, epoch=epoch, **options)
+        expected = draw_plan(always, epoch=epoch, **options)
+        assert np.array_equal(found.shifts_n2, expected.shifts_n2)
+        assert np.array_equal(found.flips_n, expected.flips_n)
+        mixed = (found.mix_weights_n < 1).any()
+        assert mixed == (epoch >= 2)
+        if epoch >= 2:
+            assert np.array_equal(found.ints_nk, expected.ints_nk)
