@@ -134,8 +134,7 @@ class Step:
 
         from fastcifar import config as configs
         from fastcifar.report.progress import Reporter
-        from fastcifar.training import loop, optimizers
-        from fastcifar.training.averaging import Averaging
+        from fastcifar.training import loop
         from fastcifar.training.clock import Clock
         from fastcifar.training.session import Session
 
@@ -147,14 +146,13 @@ class Step:
         network = session.network().train()
         self._network = loop.compiled(network) if self._compiled else network
         self._pipeline = session.training_pipeline(np.arange(self._num_images) if self._num_images else None)
-        built = optimizers.build(network, config.optimizer, self._batch_size)
-        self._state = loop.State(network, built, Averaging(network, config.train))
+        self._state = loop.new_state(network, config, self._dtype)
         self._state.step = loop.total_steps(config, self._pipeline) - 1
         self._epoch = 0
         self._batches = iter(self._pipeline.epoch(0))
         self._kept = next(self._batches) if self._fixed else None
         self._stamps = _Stamps(self._place.device != "cpu")
-        built[0].register_step_pre_hook(lambda *_: self._stamps.add())
+        self._state.optimizers[0].register_step_pre_hook(lambda *_: self._stamps.add())
         self._flops, self._forward_flops = self._count_flops(network)
         for _ in range(2):
             self._once()

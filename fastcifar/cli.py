@@ -5,6 +5,8 @@ import os
 import re
 import sys
 
+from fastcifar.interruption import InterruptedRunError
+
 # Kept here as text so that `fastcifar --help` imports nothing.
 COMMANDS = {
     "speedrun": "train the fastest network for this device to a target accuracy; one result card at the end",
@@ -39,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Exit codes: 0 done; 1 a check, a gate or the training itself failed; 2 a wrong setting or unusable data; 130
-    interrupted. Each failure is one line on stderr; `FASTCIFAR_TRACEBACK=1` shows where it came from.
+    interrupted, 143 terminated. Each failure is one line on stderr; `FASTCIFAR_TRACEBACK=1` shows where it came from.
     """
     argv = sys.argv[1:] if argv is None else argv
     name = argv[0] if argv else "--help"
@@ -65,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, KeyboardInterrupt):
             return _fail(f" {name}: interrupted", 130)
         return _fail(f" {name}: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+    except InterruptedRunError as error:
+        return _fail(f" {name}: {error}", error.exit_code)
 
 
 def _fail(message: str, code: int) -> int:

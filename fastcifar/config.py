@@ -12,6 +12,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from fastcifar.kernels import Augmentation
 
 PIPELINES = ("resident", "ffcv", "dali", "torchvision")
+OPTIMIZERS = ("muon", "sgd", "nesterov", "adam", "adamw", "adagrad", "adadelta")
+SCHEDULES = ("linear", "cosine", "constant", "triangular", "one_cycle", "step", "plateau")
+AVERAGINGS = ("none", "ema", "lookahead", "growing_lookahead")
 TTA_LEVELS = ("none", "mirror", "mirror_translate")
 
 
@@ -66,6 +69,8 @@ class ModelConfig:
     """A name of `fastcifar.models.NAMES`."""
     widths: tuple[int, ...] = ()
     """Channels of each stage; empty: the network's own."""
+    dropout: float | None = None
+    """Dropout rate in place of the network's own; only networks that have dropout take one."""
     max_parameters: int = 5_000_000
     """A network with this many parameters or more is an error; 0 allows any."""
 
@@ -73,6 +78,7 @@ class ModelConfig:
         """Refuse budgets and widths that no network has."""
         _check("model.max_parameters", self.max_parameters, self.max_parameters >= 0, "a whole number, 0 for no limit")
         _check("model.widths", self.widths, all(w > 0 for w in self.widths), "a list of whole numbers above 0")
+        _check("model.dropout", self.dropout, self.dropout is None or 0 <= self.dropout < 1, "a share below 1")
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,11 @@ class OptimizerConfig:
     """How weights move."""
 
     name: str = "muon"
-    """muon (convolutions; SGD-Nesterov for the rest), sgd, nesterov, adam or adamw."""
+    """muon (convolutions; SGD-Nesterov for the rest), sgd, nesterov, adam, adamw, adagrad or adadelta."""
     lr: float = 0.24
     """Peak learning rate (of the convolutions, for muon)."""
     momentum: float = 0.6
-    """Momentum (of the convolutions, for muon)."""
+    """Momentum (of the convolutions, for muon); sgd and nesterov have it too, the others have their own constants."""
     weight_decay: float = 2e-6
     """Weight decay; for muon (all but the convolutions) the shrinkage an image of a batch, at the peak rate."""
     decay_norms: bool = True
@@ -97,31 +103,49 @@ class OptimizerConfig:
     """muon: Nesterov momentum of biases, norms and the last layer."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 leaves it alone."""
+    clip_value: float = 0.0
+    """Largest size of any entry of the gradient; 0 leaves it alone."""
 
     def __post_init__(self) -> None:
         """Refuse rates and momenta out of range."""
-        _check_choice("optimizer.name", self.name, ("muon", "sgd", "nesterov", "adam", "adamw"))
+        _check_choice("optimizer.name", self.name, OPTIMIZERS)
         for name in ("lr", "bias_lr", "head_lr"):
             _check(f"optimizer.{name}", getattr(self, name), getattr(self, name) > 0, "a number above 0")
         for name in ("momentum", "sgd_momentum"):
             _check(f"optimizer.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
-        for name in ("weight_decay", "clip_norm"):
+        for name in ("weight_decay", "clip_norm", "clip_value"):
             _check(f"optimizer.{name}", getattr(self, name), getattr(self, name) >= 0, "a number of at least 0")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate goes over the run."""
+    """How the learning rate goes over the run. Each schedule but `plateau` is a function of the step alone."""
 
     name: str = "linear"
-    """linear (to 0), cosine (to 0) or constant, after the warm-up."""
+    """linear or cosine (to 0), constant, triangular (up to the peak, then to 0), one_cycle (the same by cosines, with
+    SGD's momentum going the other way), step (times `factor` every `step_epochs`) or plateau (times `factor` after
+    `patience` epochs without a better validation split)."""
     warmup: float = 0.0
-    """Share of the run over which the rate rises linearly from 0."""
+    """Share of the run over which the rate rises linearly from 0; with triangular and one_cycle, the peak's place."""
+    factor: float = 0.1
+    """step and plateau: what the rate is multiplied by."""
+    step_epochs: float = 30.0
+    """step: epochs between two steps down."""
+    patience: int = 10
+    """plateau: epochs without improvement that are waited for."""
+    watch: str = "loss"
+    """plateau: what has to improve on the validation split, loss or accuracy."""
 
     def __post_init__(self) -> None:
-        """Refuse unknown schedules."""
-        _check_choice("schedule.name", self.name, ("linear", "cosine", "constant"))
+        """Refuse unknown schedules and settings out of range."""
+        _check_choice("schedule.name", self.name, SCHEDULES)
         _check("schedule.warmup", self.warmup, 0 <= self.warmup < 1, "a share from 0 to below 1")
+        _check("schedule.factor", self.factor, 0 < self.factor < 1, "a number between 0 and 1")
+        _check("schedule.step_epochs", self.step_epochs, self.step_epochs > 0, "a number above 0")
+        _check("schedule.patience", self.patience, self.patience >= 0, "a whole number of at least 0")
+        _check_choice("schedule.watch", self.watch, ("loss", "accuracy"))
+        if self.name in ("triangular", "one_cycle"):
+            _check("schedule.warmup", self.warmup, self.warmup > 0, f"above 0 with {self.name}: where the peak is")
 
 
 @dataclass(frozen=True)
@@ -150,9 +174,14 @@ class TrainConfig:
     resolution: tuple[Resolution, ...] = ()
     """Progressive resolution; empty: the images as they are, throughout."""
     averaging: str = "none"
-    """none, ema (evaluate the average) or lookahead (every 5 steps the weights go on from the average)."""
+    """none, ema (evaluate the average), lookahead (every 5 steps the weights go on from the average) or
+    growing_lookahead (the same, with an average that follows ever more slowly, as airbench has it)."""
     averaging_decay: float = 0.95
-    """Decay of the average, a step; for lookahead it grows with the cube of progress."""
+    """ema and growing_lookahead: share of the average that a step keeps. lookahead: share that 5 steps keep (0.5)."""
+    start_from: str = ""
+    """Folder of a run whose weights training starts from (fine-tuning); empty starts anew."""
+    early_stop_epochs: int = 0
+    """End the run after this many epochs without a better validation accuracy; 0 never does."""
     dtype: str = "auto"
     """float32, bfloat16, float16 or auto: bfloat16 where the device computes in it, else float32."""
     compile: str = "auto"
@@ -161,6 +190,10 @@ class TrainConfig:
     """CPU threads; 0 takes what torch takes."""
     checkpoint_epochs: float = 1.0
     """Epochs between checkpoints; 0 writes none."""
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints are kept; the weights of the best validated epoch are kept beside them."""
+    on_nonfinite: str = "stop"
+    """What a loss that is not finite does: stop the run, or skip the step and be counted."""
 
     def __post_init__(self) -> None:
         """Refuse lengths and shares out of range."""
@@ -170,12 +203,33 @@ class TrainConfig:
         _check("train.averaging_decay", self.averaging_decay, 0 <= self.averaging_decay < 1, "a number below 1")
         _check("train.threads", self.threads, self.threads >= 0, "a whole number of at least 0")
         _check("train.checkpoint_epochs", self.checkpoint_epochs, self.checkpoint_epochs >= 0, "a number of at least 0")
-        _check_choice("train.averaging", self.averaging, ("none", "ema", "lookahead"))
+        _check_choice("train.averaging", self.averaging, AVERAGINGS)
+        _check("train.keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints > 0, "a whole number above 0")
+        _check_choice("train.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        stop = self.early_stop_epochs
+        _check("train.early_stop_epochs", stop, stop >= 0, "a whole number of at least 0")
         _check_choice("train.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("train.compile", self.compile, ("auto", "on", "off"))
         shares = [stage.until for stage in self.resolution]
         rising = shares == sorted(shares) and (not shares or shares[-1] == 1)
         _check("train.resolution", shares, rising, "stages whose `until` rises and ends at 1")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Learn from a teacher's outputs as well (Hinton et al., arXiv:1503.02531)."""
+
+    teacher: str = ""
+    """Folder of a finished run; empty: no teacher."""
+    temperature: float = 4.0
+    """What both networks' logits are divided by before they are compared."""
+    weight: float = 0.5
+    """Share of the loss that is the distance to the teacher; the rest is the distance to the labels."""
+
+    def __post_init__(self) -> None:
+        """Refuse temperatures and shares out of range."""
+        _check("distill.temperature", self.temperature, self.temperature > 0, "a number above 0")
+        _check("distill.weight", self.weight, 0 <= self.weight <= 1, "a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -210,11 +264,18 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
-        """Refuse seeds that the counter-based generator has no room for."""
+        """Refuse seeds that the counter-based generator has no room for, and settings that need a validation split."""
         _check("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
+        if not self.data.validation:
+            needs = "takes data.validation above 0: it must not look at the test set"
+            if self.schedule.name == "plateau":
+                raise ValueError(f"schedule.name: got 'plateau', {needs}")
+            if self.train.early_stop_epochs:
+                raise ValueError(f"train.early_stop_epochs: got {self.train.early_stop_epochs}, {needs}")
 
 
 def recipe_names() -> list[str]:
@@ -255,9 +316,23 @@ def dumps(config: Config) -> str:
     return tomli_w.dumps(_plain(asdict(config)))
 
 
+def differences(one: Config, other: Config) -> dict[str, str]:
+    """A sentence on each setting in which two configurations differ, by the setting's full name."""
+    ones, others = _flat(asdict(one), ""), _flat(asdict(other), "")
+    return {name: f"{name} is {value!r}, got {others[name]!r}" for name, value in ones.items() if value != others[name]}
+
+
+def _flat(tree: Mapping[str, Any], path: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, _join(path, key)) if isinstance(value, Mapping) else {_join(path, key): value}
+    return flat
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        # TOML has no null: a setting that is None is left out, and read back as its default, which is None.
+        return {key: _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastcifar import models
-from fastcifar.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from fastcifar.config import OPTIMIZERS, OptimizerConfig, ScheduleConfig, TrainConfig
 from fastcifar.training import optimizers, schedules
 from fastcifar.training.averaging import Averaging
 
@@ -37,7 +37,7 @@ def test_muon_steps_by_the_orthogonalised_momentum_from_the_normed_weight() -> N
 
 def test_every_trainable_weight_has_one_optimizer() -> None:
     network = models.build("speednet", num_classes=10)
-    for name in ("muon", "sgd", "nesterov", "adam", "adamw"):
+    for name in OPTIMIZERS:
         built = optimizers.build(network, OptimizerConfig(name=name), batch_size=100)
         held = [id(p) for optimizer in built for group in optimizer.param_groups for p in group["params"]]
         assert sorted(held) == sorted(id(p) for p in network.parameters() if p.requires_grad)
@@ -65,7 +65,7 @@ def test_the_warm_up_rises_from_zero_to_the_peak() -> None:
 
 
 def test_the_average_of_a_constant_is_the_constant_and_lookahead_goes_on_from_it() -> None:
-    for kind in ("ema", "lookahead"):
+    for kind in ("ema", "lookahead", "growing_lookahead"):
         layer = torch.nn.Linear(2, 2)
         averaging = Averaging(layer, TrainConfig(averaging=kind, averaging_decay=0.9))
         for step in range(1, 21):
@@ -84,3 +84,82 @@ def test_an_ema_lies_between_the_old_and_the_new() -> None:
         averaging.update(step, 200)
     averaging.finish()
     assert layer.weight.item() == pytest.approx(1 - 0.5**3)
+
+
+def test_lookahead_is_zhangs_around_any_optimizer() -> None:
+    """Against the algorithm as published: fast weights go 5 steps, the slow ones half the way to them."""
+    fast = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(fast.weight)
+    averaging = Averaging(fast, TrainConfig(averaging="lookahead", averaging_decay=0.5))
+    optimizer = torch.optim.SGD(fast.parameters(), lr=1.0)
+    slow = 0.0
+    for step in range(1, 16):
+        fast.weight.grad = torch.full_like(fast.weight, -1.0)
+        optimizer.step()
+        averaging.update(step, 15)
+        if step % 5 == 0:
+            slow += 0.5 * 5
+            assert fast.weight.item() == slow
+
+
+def test_validation_sees_the_average_and_training_goes_on_from_the_weights() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    averaging = Averaging(layer, TrainConfig(averaging="ema", averaging_decay=0.5))
+    torch.nn.init.ones_(layer.weight)
+    averaging.update(100, 200)
+    with averaging.applied():
+        assert layer.weight.item() == 0.5
+    assert layer.weight.item() == 1.0
+
+
+def test_a_step_schedule_falls_every_so_many_epochs() -> None:
+    config = ScheduleConfig("step", factor=0.5, step_epochs=2)
+    rates = [schedules.scale(config, epoch / 6, epoch) for epoch in (0, 1.9, 2, 3.9, 4, 5.9)]
+    assert rates == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_one_cycle_is_the_librarys_and_moves_momentum_the_other_way() -> None:
+    config = ScheduleConfig("one_cycle", warmup=0.3)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    library = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=101, pct_start=0.3, div_factor=1e9, final_div_factor=1.0
+    )
+    # The library's phases end at whole steps: 0.3 of 101 steps less one.
+    peak = 0.3 * 101 - 1
+    for step in range(100):
+        progress = 0.3 * step / peak if step <= peak else 0.3 + 0.7 * (step - peak) / (100 - peak)
+        (rate,) = library.get_last_lr()
+        assert schedules.scale(config, progress) == pytest.approx(rate, abs=1e-6)
+        assert schedules.momentum(config, progress) == pytest.approx(optimizer.param_groups[0]["momentum"], abs=1e-6)
+        optimizer.step()
+        library.step()
+
+
+def test_a_plateau_is_the_librarys() -> None:
+    config = ScheduleConfig("plateau", factor=0.5, patience=2)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    library = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
+    plateau = schedules.Plateau()
+    losses = [2.0, 1.0, 1.5, 1.00005, 0.99995, 1.1, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.4, 0.5]
+    for loss in losses:
+        library.step(loss)
+        plateau.update(config, loss, accuracy=0.0)
+        assert plateau.factor == optimizer.param_groups[0]["lr"]
+    assert plateau.factor < 1
+
+
+def test_gradients_are_clipped_by_value_and_by_norm() -> None:
+    from fastcifar import config as configs
+    from fastcifar.training import loop
+
+    for setting, holds in (
+        ("optimizer.clip_value=0.1", lambda grads: max(g.abs().max() for g in grads) <= 0.1),
+        ("optimizer.clip_norm=0.1", lambda grads: torch.cat([g.flatten() for g in grads]).norm() <= 0.1001),
+    ):
+        network = torch.nn.Linear(4, 4)
+        config = configs.load("speedrun", ["optimizer.name=sgd", "optimizer.momentum=0", setting])
+        state = loop.new_state(network, config, torch.float32)
+        (network(torch.randn(8, 4)) ** 2).sum().mul(100).backward()
+        loop.clip(state, config)
+        assert holds([p.grad for p in network.parameters()])

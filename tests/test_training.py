@@ -1,19 +1,24 @@
 """Training, from a CIFAR folder to the card: repeatable, resumable, and it says when it goes wrong."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from cifar_files import make
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fastcifar import config as configs
 from fastcifar.config import Config
+from fastcifar.interruption import InterruptedRunError
+from fastcifar.pipelines import Batch
 from fastcifar.report.card import Card
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
-from fastcifar.training import loop
+from fastcifar.training import checkpoints, loop
 from fastcifar.training.clock import Clock
 from fastcifar.training.run import run
 from fastcifar.training.session import find_data, stratified_rows
@@ -76,7 +81,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(folder: Path,
         ["train.averaging=ema", "optimizer.name=adamw", "optimizer.lr=0.001", "augmentation.cutmix=1.0"],
         [
             "model.name=resnet18_dropout",
-            "model.widths=[4, 4, 8, 8]",
+            "model.widths=[8, 8, 16, 16]",
             "optimizer.bias_lr=0.0002",
             "optimizer.head_lr=0.0005",
         ],
@@ -99,15 +104,24 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
         patch.setattr(Reporter, "epoch", stop_after_epoch_2)
         train(config, tmp_path / "stopped")
     resumed = train(config, tmp_path / "stopped", resume=True)
-    expected, found = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "stopped"))
+    same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert (resumed.accuracy, resumed.tta_accuracy) == (whole.accuracy, whole.tta_accuracy)
+
+
+def same_run(whole: Path, stopped: Path) -> None:
+    """The same weights, and the same metrics but for the time they took."""
+    expected, found = (load_file(path / "weights.safetensors") for path in (whole, stopped))
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
-    assert (resumed.accuracy, resumed.tta_accuracy) == (whole.accuracy, whole.tta_accuracy)
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("whole", "stopped")
+    timed = ("images_s", "seconds", "left_s")
+    lines = [
+        [
+            {key: value for key, value in json.loads(line).items() if key not in timed}
+            for line in (path / "metrics.jsonl").read_text().splitlines()
+        ]
+        for path in (whole, stopped)
     ]
-    assert losses[0] == losses[1]
+    assert lines[0] == lines[1]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_last_checkpoint(
@@ -123,14 +137,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_last_chec
 
     monkeypatch.setattr(loop, "loss_and_logits", break_at_14)
     with pytest.raises(
-        loop.NonFiniteLossError, match=r"nan at step 14; last good checkpoint: .*checkpoint.safetensors"
+        loop.NonFiniteLossError, match=r"nan at step 14; .* last good checkpoint: .*step000000010.safetensors"
     ):
         train(small_config(folder), tmp_path / "run")
 
 
 def test_mixed_labels_are_weighted_by_what_is_shown() -> None:
-    from fastcifar.pipelines import Batch
-
     logits = torch.randn(4, 10)
     labels, others = torch.tensor([1, 2, 3, 4]), torch.tensor([5, 6, 7, 8])
     weights = torch.tensor([0.0, 0.25, 0.5, 1.0])
@@ -190,3 +202,119 @@ def test_a_small_network_learns_real_cifar10_in_one_epoch(real_cifar10: Path, tm
     card = train(configs.load("speedrun", [f"data.path='{real_cifar10}'", *settings]), tmp_path / "run")
     assert (card.dataset, card.num_train, card.num_test) == ("cifar10", 50_000, 10_000)
     assert card.accuracy > 0.65
+
+
+def test_a_stopped_signal_is_taken_after_the_step_and_nothing_is_lost(folder: Path, tmp_path: Path) -> None:
+    """SIGTERM within an epoch: a checkpoint, how to go on, exit code 143; then the same bits and metrics."""
+    config = small_config(folder)
+    train(config, tmp_path / "whole")
+
+    def stop_within_epoch_2(self: object, name: str, done: int, *_: object, **__: object) -> None:
+        if name == "training" and done == 14:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reporter, "advance", stop_within_epoch_2)
+        with pytest.raises(InterruptedRunError, match=r"after step 14, .*--resume") as stopped:
+            train(config, tmp_path / "stopped")
+    assert stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    train(config, tmp_path / "stopped", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = small_config(folder, "train.epochs=4", "data.validation=0.2")
+    train(config, tmp_path / "run")
+    out = RunFolder(tmp_path / "run")
+    paths = checkpoints.checkpoint_paths(out.checkpoints)
+    assert [path.name for path in paths] == ["step000000024.safetensors", "step000000032.safetensors"]
+    lines = [json.loads(line) for line in out.metrics.read_text().splitlines()]
+    best = max(lines, key=lambda line: line["validation_accuracy"])
+    with safe_open(out.best, "pt") as file:
+        assert json.loads(file.metadata()["fastcifar"])["epoch"] == best["epoch"]
+    weights = out.weights.read_bytes()
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-100])
+    train(config, tmp_path / "run", resume=True)
+    assert "passed over" in capsys.readouterr().out
+    assert out.weights.read_bytes() == weights
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_batch_that_gives_no_number_is_kept_or_skipped_and_counted(folder: Path, tmp_path: Path, policy: str) -> None:
+    config = small_config(folder, f"train.on_nonfinite={policy}")
+    honest, calls = loop.loss_and_logits, []
+
+    def break_at_14(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, logits = honest(*args)  # type: ignore[arg-type]
+        calls.append(loss)
+        return (loss * float("inf") if len(calls) == 14 else loss), logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "loss_and_logits", break_at_14)
+        if policy == "skip":
+            card = train(config, tmp_path / "run")
+            assert card.skipped_steps == 1
+            assert all(torch.isfinite(v).all() for v in load_file(tmp_path / "run" / "weights.safetensors").values())
+            return
+        with pytest.raises(loop.NonFiniteLossError, match="step 14; the batch is kept in"):
+            train(config, tmp_path / "run")
+    kept = load_file(tmp_path / "run" / "nonfinite.safetensors")
+    assert kept["images"].shape == (50, 3, 32, 32)
+    assert len(set(kept["indices"].tolist())) == 50
+
+
+def test_running_out_of_memory_names_a_batch_size_that_fits(folder: Path, tmp_path: Path) -> None:
+    honest = loop.loss_and_logits
+
+    def full_above_20(network: object, batch: Batch, images: torch.Tensor, *rest: object) -> object:
+        if len(images) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        return honest(network, batch, images, *rest)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="batch_size 50; 12 fits"):
+        patch.setattr(loop, "loss_and_logits", full_above_20)
+        train(small_config(folder), tmp_path / "run")
+
+
+def test_a_plateau_and_early_stopping_look_at_the_validation_split(folder: Path, tmp_path: Path) -> None:
+    settings = ["data.validation=0.2", "train.epochs=6", "schedule.name=plateau", "schedule.patience=0"]
+    never = ["schedule.watch=accuracy", "train.early_stop_epochs=2", "optimizer.lr=1e-9", "optimizer.bias_lr=1e-9"]
+    train(small_config(folder, *settings, *never, "optimizer.head_lr=1e-9"), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) < 6
+    assert lines[-1]["lr"] < lines[0]["lr"]
+    with pytest.raises(ValueError, match=r"plateau.*data.validation"):
+        small_config(folder, "schedule.name=plateau")
+
+
+def test_a_student_learns_from_its_teacher_and_a_run_starts_from_another(folder: Path, tmp_path: Path) -> None:
+    train(small_config(folder), tmp_path / "teacher")
+    told = [f"distill.teacher='{tmp_path / 'teacher'}'", "distill.weight=1.0", "train.label_smoothing=0"]
+    student = train(small_config(folder, *told, "model.widths=[8, 8, 8]"), tmp_path / "student")
+    assert student.tta_accuracy > 0.3
+    start = [f"train.start_from='{tmp_path / 'teacher'}'", "train.epochs=0.1", "optimizer.lr=1e-9"]
+    tuned = train(small_config(folder, *start, "optimizer.bias_lr=1e-9", "optimizer.head_lr=1e-9"), tmp_path / "tuned")
+    assert tuned.train_accuracy is not None
+    assert tuned.train_accuracy > 0.8
+
+
+def test_the_distance_to_a_teacher_is_the_softened_divergence() -> None:
+    logits, taught = torch.randn(4, 10), torch.randn(4, 10)
+    found = loop.distance_to_teacher(lambda _: taught, torch.zeros(4, 3, 8, 8), logits, 2.0, torch.float32)  # type: ignore[arg-type]
+    p, q = (taught / 2).softmax(1), (logits / 2).softmax(1)
+    torch.testing.assert_close(found, 4 * (p * (p / q).log()).sum(1).mean())
+
+
+def test_resuming_with_another_configuration_names_each_difference(folder: Path, tmp_path: Path) -> None:
+    from fastcifar.commands.train import Args
+    from fastcifar.commands.train import run as command
+
+    train(small_config(folder, "train.epochs=1"), tmp_path / "run")
+    changes = ("optimizer.lr=0.5", "train.epochs=2", "train.threads=1")
+    with pytest.raises(ValueError, match=r"optimizer.lr is 0.12, got 0.5; train.epochs is 1.0, got 2.0$"):
+        command(Args(resume=tmp_path / "run", set=changes))
+    assert command(Args(resume=tmp_path / "run", set=("train.threads=1",))) == 0

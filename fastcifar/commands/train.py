@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,8 +11,8 @@ import tyro
 class Args:
     """Settings of `fastcifar train`."""
 
-    recipe: str = "speedrun"
-    """Name of a recipe (`fastcifar recipes`) or path of a TOML file."""
+    recipe: str | None = None
+    """Name of a recipe (`fastcifar recipes`) or path of a TOML file; speedrun by default."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe; may be given again and again."""
     data: Path | None = None
@@ -23,10 +23,18 @@ class Args:
     """resident, ffcv, dali or torchvision."""
     seed: int | None = None
     """Fixes initial weights, order and augmentation."""
+    start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Folder of a run whose weights training starts from (fine-tuning)."""
+    on_nonfinite: Literal["stop", "skip"] | None = None
+    """What a loss that is not finite does: stop the run, or skip the step and be counted."""
     out: Path | None = None
     """The run's folder; a new one under ./runs by default."""
     resume: Path | None = None
-    """Folder of a run that stopped: go on from its checkpoint, with its configuration."""
+    """Folder of a run that stopped: go on from its last checkpoint. Only threads and the data's place may change."""
+
+
+# What a resumed run may have another of: these change where and how fast it computes, not what.
+MAY_CHANGE = ("train.threads", "data.path")
 
 
 def settings(args: Args) -> list[str]:
@@ -36,6 +44,8 @@ def settings(args: Args) -> list[str]:
         "data.dataset": args.dataset,
         "pipeline.name": args.pipeline,
         "seed": args.seed,
+        "train.start_from": args.start_from and f"'{args.start_from}'",
+        "train.on_nonfinite": args.on_nonfinite,
     }
     return [f"{key}={value}" for key, value in shorthands.items() if value is not None] + list(args.set)
 
@@ -55,12 +65,19 @@ def run(args: Args) -> int:
     clock = Clock()
     resume = args.resume is not None
     if args.resume is not None:
-        if settings(args) or args.out is not None:
-            raise ValueError("--resume: goes on with the run's own configuration, takes no other setting beside it")
+        if args.out is not None or args.recipe is not None:
+            raise ValueError("--resume: goes on in the run's own folder by its own recipe, takes no --out or --recipe")
         folder = RunFolder.open(args.resume)
-        config = folder.read_config()
+        config = folder.read_config(settings(args))
+        changed = [
+            sentence
+            for name, sentence in configs.differences(folder.read_config(), config).items()
+            if name not in MAY_CHANGE
+        ]
+        if changed:
+            raise ValueError(f"--resume: the run has another configuration: {'; '.join(changed)}")
     else:
-        config = configs.load(args.recipe, settings(args))
+        config = configs.load(args.recipe or "speedrun", settings(args))
     with Reporter() as reporter:
         source = find_data(config.data, clock, reporter)
         if not resume:

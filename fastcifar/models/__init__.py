@@ -30,12 +30,20 @@ RESNETS = {
 NAMES = ("speednet", *RESNETS)
 
 
-def build(name: str, *, num_classes: int, widths: tuple[int, ...] = (), max_parameters: int = 0) -> "nn.Module":
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    widths: tuple[int, ...] = (),
+    dropout: float | None = None,
+    max_parameters: int = 0,
+) -> "nn.Module":
     """A freshly initialised network for float images [n, 3, h, w], giving logits [n, num_classes].
 
-    `widths` are the channels of each stage; empty takes the network's own. Raises `ValueError` for an unknown name,
-    no classes, another number of widths than the network has stages, and a network of `max_parameters` parameters or
-    more (0: no limit).
+    `widths` are the channels of each stage, `dropout` the rate of a network that has dropout; empty and None take the
+    network's own. Raises `ValueError` for an unknown name, no classes, another number of widths than the network has
+    stages, a dropout rate where there is no dropout, and a network of `max_parameters` parameters or more (0: no
+    limit).
     """
     if name not in NAMES:
         raise ValueError(f"model.name: got {name!r}, takes one of: {', '.join(NAMES)}")
@@ -43,7 +51,9 @@ def build(name: str, *, num_classes: int, widths: tuple[int, ...] = (), max_para
         raise ValueError(f"num_classes: got {num_classes}, takes a whole number above 0")
     if any(width < 1 for width in widths):
         raise ValueError(f"model.widths: got {list(widths)}, takes whole numbers above 0")
-    network = _resnet(name, num_classes, widths) if name in RESNETS else _speednet(num_classes, widths)
+    if dropout is not None and (name not in RESNETS or not RESNETS[name].dropout):
+        raise ValueError(f"model.dropout: got {dropout}, {name} has no dropout")
+    network = _resnet(name, num_classes, widths, dropout) if name in RESNETS else _speednet(num_classes, widths)
     num = num_parameters(network)
     if max_parameters and num >= max_parameters:
         raise ValueError(f"model: {name} has {num:,} parameters, model.max_parameters takes under {max_parameters:,}")
@@ -61,7 +71,7 @@ def _speednet(num_classes: int, widths: tuple[int, ...]) -> "nn.Module":
     return SpeedNet(num_classes, widths) if widths else SpeedNet(num_classes)
 
 
-def _resnet(name: str, num_classes: int, widths: tuple[int, ...]) -> "nn.Module":
+def _resnet(name: str, num_classes: int, widths: tuple[int, ...], dropout: float | None) -> "nn.Module":
     from fastcifar.models.resnet import ResNet
 
     spec = RESNETS[name]
@@ -69,4 +79,6 @@ def _resnet(name: str, num_classes: int, widths: tuple[int, ...]) -> "nn.Module"
         if len(widths) != len(spec.blocks):
             raise ValueError(f"model.widths: got {list(widths)}, {name} takes {len(spec.blocks)} of them")
         spec = dataclasses.replace(spec, widths=tuple(widths))
+    if dropout is not None:
+        spec = dataclasses.replace(spec, dropout=dropout)
     return ResNet(spec, num_classes)

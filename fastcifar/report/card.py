@@ -33,6 +33,7 @@ class Card:
     test_loss: float
     train_accuracy: float | None
     validation_accuracy: float | None
+    skipped_steps: int
     target: float | None
     seconds: dict[str, float]
     run: str
@@ -64,7 +65,9 @@ def render(card: Card) -> "RenderableType":
     table.add_row(
         "training", f"{card.epochs:g} epochs, batch {card.batch_size}, {card.pipeline} pipeline, seed {card.seed}"
     )
-    table.add_row("test accuracy", f"{percent(card.accuracy)} on {card.dataset}, without TTA")
+    if card.skipped_steps:
+        table.add_row("", f"{card.skipped_steps} steps skipped, their loss was not finite")
+    table.add_row("test accuracy", f"{percent(card.accuracy)} on {card.dataset}, without TTA (read once, at the end)")
     if card.tta != "none":
         table.add_row("", f"{percent(card.tta_accuracy)} on {card.dataset}, with TTA ({card.tta})")
     if card.validation_accuracy is not None:

@@ -4,16 +4,21 @@ config.toml          the resolved configuration
 environment.json     versions, device, code revision, command
 metrics.jsonl        one line an epoch
 weights.safetensors  the network as evaluated
-checkpoint.safetensors   the last whole epoch's state, for --resume
+best.safetensors     the network of the best validated epoch, where there is a validation split
+checkpoints/         the last few states of the whole run, for --resume
+nonfinite.safetensors    the batch whose loss was not finite, where that stopped the run
 card.json            the result
 """
 
 import json
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastcifar import config as configs
+from fastcifar.atomic import write_atomically
 from fastcifar.config import Config
 
 
@@ -26,7 +31,9 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.metrics = path / "metrics.jsonl"
         self.weights = path / "weights.safetensors"
-        self.checkpoint = path / "checkpoint.safetensors"
+        self.best = path / "best.safetensors"
+        self.checkpoints = path / "checkpoints"
+        self.nonfinite = path / "nonfinite.safetensors"
         self.card = path / "card.json"
 
     @classmethod
@@ -50,9 +57,9 @@ class RunFolder:
             raise ValueError(f"{path}: not a run folder (no {folder.config.name} in it)")
         return folder
 
-    def read_config(self) -> Config:
-        """The run's resolved configuration."""
-        return configs.parse(self.config.read_text(encoding="utf-8"), where=str(self.config))
+    def read_config(self, settings: Sequence[str] = ()) -> Config:
+        """The run's resolved configuration, with `section.key=value` settings on top."""
+        return configs.parse(self.config.read_text(encoding="utf-8"), settings, where=str(self.config))
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
@@ -60,8 +67,16 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def keep_metrics_until(self, step: int) -> None:
-        """Drop the lines of epochs that ended after `step`: a resumed run writes them again."""
+        """Drop the lines of epochs that ended after `step`, and what is no line: a resumed run writes them again."""
         if self.metrics.exists():
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            kept = [line for line in lines if _step(line) <= step]
+            write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+
+
+def _step(line: str) -> float:
+    """The step that a line of metrics.jsonl is of; infinity for what is no such line."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

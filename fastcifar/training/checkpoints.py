@@ -4,7 +4,6 @@ Nothing random is kept: order and augmentation are functions of seed, epoch and 
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,80 +12,122 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fastcifar.training.averaging import Averaging
+from fastcifar.atomic import write_atomically
+from fastcifar.training.loop import State, Tally
+from fastcifar.training.schedules import Plateau
 
-FORMAT = "fastcifar-checkpoint-1"
+FORMAT = "fastcifar-checkpoint-2"
+PREFIX = "step"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader or a crash sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write tensors to a safetensors file, with `about` as its metadata."""
+    write_atomically(path, _to_bytes(tensors, about))
 
 
 def save_weights(path: Path, network: nn.Module, about: dict[str, Any]) -> None:
     """Write the network's state to a safetensors file, with `about` as its metadata."""
-    write_atomically(path, _to_bytes(network.state_dict(), about))
+    save_tensors(path, network.state_dict(), about)
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
-    """Read weights into the network. `ValueError` names the first tensor that is missing, strange or misshapen."""
+    """Read weights into the network. `ValueError` names the first tensor that is missing, strange or not finite."""
     tensors, _ = _read(path)
     expected = network.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         found, wanted = tensors.get(name), expected.get(name)
         if found is None or wanted is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
             raise ValueError(f"{path}: {name}: found {_shape(found)}, expected {_shape(wanted)}")
+        if found.is_floating_point() and not found.isfinite().all():
+            raise ValueError(f"{path}: {name}: found values that are not finite numbers")
     network.load_state_dict(tensors)
 
 
-def save_checkpoint(
-    path: Path, step: int, network: nn.Module, optimizers: list[torch.optim.Optimizer], averaging: Averaging
-) -> None:
-    """Write the state after `step` steps."""
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in averaging.average.items()}
+def save_checkpoint(path: Path, state: State, config: str) -> None:
+    """Write the state after `state.step` steps, beside the run's configuration as TOML."""
+    tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in state.averaging.average.items()}
+    tensors |= {f"tally.{name}": value for name, value in state.tally.to_tensors().items()}
     scalars: dict[str, float] = {}
-    for i, optimizer in enumerate(optimizers):
-        for key, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
+    for i, optimizer in enumerate(state.optimizers):
+        for key, values in optimizer.state_dict()["state"].items():
+            for name, value in values.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{i}.{key}.{name}"] = value
                 elif value is not None:
                     scalars[f"optimizer.{i}.{key}.{name}"] = value
-    write_atomically(path, _to_bytes(tensors, {"format": FORMAT, "step": step, "scalars": scalars}))
+    about = {
+        "format": FORMAT,
+        "config": config,
+        "step": state.step,
+        "scalars": scalars,
+        "scaler": state.scaler.state_dict(),
+        "plateau": state.plateau.to_json(),
+        "skipped_steps": state.skipped_steps,
+        "best": [state.best_accuracy, state.best_epoch],
+    }
+    write_atomically(path, _to_bytes(tensors, about))
 
 
-def load_checkpoint(
-    path: Path, network: nn.Module, optimizers: list[torch.optim.Optimizer], averaging: Averaging
-) -> int:
-    """Put a checkpoint's state back and return its step. `ValueError` where it is damaged or of another network."""
+def load_checkpoint(path: Path, state: State) -> None:
+    """Put a checkpoint's state back. `ValueError` where it is damaged or of another network."""
     tensors, about = _read(path)
     if about.get("format") != FORMAT:
         raise ValueError(f"{path}: found format {about.get('format')!r}, expected {FORMAT!r}")
-    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
-    entries = {**tensors, **about["scalars"]}
     try:
-        for name, value in entries.items():
+        states: list[dict[int, dict[str, Any]]] = [{} for _ in state.optimizers]
+        for name, value in {**tensors, **about["scalars"]}.items():
             if name.startswith("optimizer."):
                 _, i, key, field = name.split(".", 3)
                 states[int(i)].setdefault(int(key), {})[field] = value
-        network.load_state_dict({n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")})
-        for optimizer, state in zip(optimizers, states, strict=True):
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        state.network.load_state_dict(_named(tensors, "network."))
+        for optimizer, values in zip(state.optimizers, states, strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
             _match_layouts(optimizer)
-        for name, average in averaging.average.items():
+        for name, average in state.averaging.average.items():
             average.copy_(tensors[f"average.{name}"])
-    except (KeyError, IndexError, RuntimeError, ValueError) as error:
+        state.tally = Tally.from_tensors(_named(tensors, "tally."))
+        state.scaler.load_state_dict(about["scaler"])
+        state.plateau = Plateau(**about["plateau"])
+        state.step, state.skipped_steps = int(about["step"]), int(about["skipped_steps"])
+        state.best_accuracy, state.best_epoch = float(about["best"][0]), int(about["best"][1])
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: does not fit this run's network and optimiser: {error}") from None
-    return about["step"]
+
+
+def load_latest(folder: Path, state: State) -> tuple[Path, list[str]]:
+    """Put the newest checkpoint of a folder back that is whole, and return its path and what was wrong with newer ones.
+
+    `ValueError` where there is none.
+    """
+    wrong: list[str] = []
+    for path in reversed(checkpoint_paths(folder)):
+        try:
+            load_checkpoint(path, state)
+        except ValueError as error:
+            wrong.append(str(error))
+        else:
+            return path, wrong
+    raise ValueError("; ".join(wrong) or f"{folder}: holds no checkpoint to go on from")
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(folder.glob(f"{PREFIX}*.safetensors"))
+
+
+def save_latest(folder: Path, state: State, config: str, keep: int) -> Path:
+    """Write a checkpoint into a folder and remove all but the last `keep`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{PREFIX}{state.step:09d}.safetensors"
+    save_checkpoint(path, state, config)
+    for old in checkpoint_paths(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
@@ -109,6 +150,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("fastcifar", "{}"))
+            if not isinstance(about, dict):
+                raise ValueError("its metadata is no JSON object")
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: not a whole safetensors file: {error}") from None

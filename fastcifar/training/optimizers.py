@@ -66,7 +66,7 @@ def _by_shape(weights: list[Tensor]) -> list[list[Tensor]]:
 
 
 def build(network: nn.Module, config: OptimizerConfig, batch_size: int) -> list[torch.optim.Optimizer]:
-    """The optimisers of a network's trainable parameters; each group keeps its peak rate under `"peak_lr"`.
+    """The optimisers of a network's trainable parameters; each group keeps its `"peak_lr"` and `"peak_momentum"`.
 
     The bias of a whitening stem gets a group of its own, tagged `"whiten"`: it is trained for a few epochs only.
     """
@@ -74,6 +74,7 @@ def build(network: nn.Module, config: OptimizerConfig, batch_size: int) -> list[
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
+            group["peak_momentum"] = group.get("momentum", 0.0)
     return optimizers
 
 
@@ -89,9 +90,10 @@ def _muon(network: nn.Module, config: OptimizerConfig, batch_size: int) -> list[
         # the decay by the rate takes the rate out of it again, so a step at peak rate shrinks by decay * batch size.
         return {"params": params, "lr": lr * batch_size, "weight_decay": config.weight_decay / lr}
 
+    undecayed = {} if config.decay_norms else {"weight_decay": 0.0}
     groups = [
-        {**group(whiten, config.bias_lr), "whiten": True},
-        group(biases, config.bias_lr),
+        {**group(whiten, config.bias_lr), **undecayed, "whiten": True},
+        {**group(biases, config.bias_lr), **undecayed},
         group(head, config.head_lr),
     ]
     rest = torch.optim.SGD(
@@ -113,5 +115,10 @@ def _plain(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer
     if config.name in ("sgd", "nesterov"):
         nesterov = config.name == "nesterov"
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr)
+    kinds = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adagrad": torch.optim.Adagrad,
+        "adadelta": torch.optim.Adadelta,
+    }
+    return kinds[config.name](groups, lr=config.lr)

@@ -2,27 +2,32 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from fastcifar import config as configs
 from fastcifar import data, models
 from fastcifar.config import Config
+from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.report.card import Card
 from fastcifar.report.environment import environment
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
-from fastcifar.training import checkpoints, loop, optimizers
-from fastcifar.training.averaging import Averaging
+from fastcifar.training import checkpoints, loop
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import describe, use_compile
 from fastcifar.training.evaluation import Predictions
 from fastcifar.training.listeners import Listener
+from fastcifar.training.memory import OutOfMemoryError, largest_fitting, ran_out_of_memory
 from fastcifar.training.session import Session, find_data
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fastcifar.pipelines import Pipeline
 
 
@@ -37,59 +42,45 @@ def run(
     resume: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Card:
-    """Train and score `config`, everything into `folder`; `resume` goes on from its checkpoint.
+    """Train and score `config`, everything into `folder`; `resume` goes on from its last checkpoint.
 
     `source` is the data set; `target` is a share of the test set that the card compares with. Raises `ValueError` (a
-    wrong setting or unusable data) and `loop.NonFiniteLossError`.
+    wrong setting or unusable data), `loop.NonFiniteLossError`, `OutOfMemoryError`, and `InterruptedRunError` after
+    Ctrl-C or SIGTERM, when a checkpoint is written.
     """
     session = Session.prepare(config, source, clock, reporter)
+    if resume:
+        _warn_of_other_machine(folder, describe(session.device), reporter)
     about = environment(describe(session.device))
     folder.environment.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     with clock.part("load"):
         train_rows_n, validation_rows_n = session.split_rows()
         network = session.network()
+        if config.train.start_from:
+            checkpoints.load_weights(RunFolder.open(Path(config.train.start_from)).weights, network)
+        teacher = _teacher(session)
         pipeline = session.training_pipeline(train_rows_n)
     with pipeline:
         forward: Callable[[Tensor], Tensor] = network
         if compiled := use_compile(config.train, session.device):
             forward = loop.compiled(network)
             _warm_up(network, forward, pipeline, session, clock)
-        state = _new_state(network, config)
+        state = loop.new_state(network, config, session.dtype, teacher)
         if resume:
-            state.step = checkpoints.load_checkpoint(folder.checkpoint, network, state.optimizers, state.averaging)
+            used, wrong = checkpoints.load_latest(folder.checkpoints, state)
+            for sentence in wrong:
+                reporter.line(f"passed over: {sentence}")
+            reporter.line(f"going on from {used}")
             folder.keep_metrics_until(state.step)
-        reports: list[loop.EpochReport] = []
-        validation: list[float] = []
-
-        def on_epoch(report: loop.EpochReport) -> None:
-            reports.append(report)
-            if validation_rows_n is not None:
-                with clock.part("evaluate"):
-                    validation.append(session.predictions(network, "train", "none", validation_rows_n).accuracy)
-            latest = validation[-1] if validation else None
-            entry = {"dataset": session.index.dataset, **asdict(report), "validation_accuracy": latest}
-            folder.append_metrics(entry)
-            reporter.epoch(report, config.train.epochs, session.index.dataset, latest)
-            if config.train.checkpoint_epochs and report.epoch % max(1, round(config.train.checkpoint_epochs)) == 0:
-                checkpoints.save_checkpoint(folder.checkpoint, state.step, network, state.optimizers, state.averaging)
-            for listener in listeners:
-                listener.epoch(entry)
-
-        def on_step(step: int, num_steps: int) -> None:
-            reporter.advance("training", step, num_steps, unit=f"step {step}/{num_steps}")
-
+        training = _Training(session, state, forward, pipeline, folder, clock, reporter, validation_rows_n, listeners)
         for listener in listeners:
             listener.started(config, folder)
-        try:
-            with clock.part("train"):
-                loop.train(state, forward, pipeline, config, session.dtype, loop.Hooks(on_step, on_epoch))
-        except loop.NonFiniteLossError as error:
-            good = folder.checkpoint if folder.checkpoint.exists() else "none, it came before the first"
-            raise loop.NonFiniteLossError(f"{error}; last good checkpoint: {good}") from None
+        training.run()
 
     with clock.part("evaluate"):
         predictions = session.predictions(network, "test", config.evaluate.tta)
     checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), "dataset": session.index.dataset})
+    last = training.reports[-1] if training.reports else None
     card = Card(
         recipe=config.name,
         dataset=session.index.dataset,
@@ -109,8 +100,9 @@ def run(
         accuracy=predictions.accuracy,
         tta_accuracy=predictions.tta_accuracy,
         test_loss=predictions.loss,
-        train_accuracy=reports[-1].accuracy if reports else None,
-        validation_accuracy=validation[-1] if validation else None,
+        train_accuracy=last.accuracy if last else None,
+        validation_accuracy=training.validation_accuracy,
+        skipped_steps=state.skipped_steps,
         target=target,
         seconds=clock.seconds(),
         run=str(folder.path),
@@ -119,6 +111,120 @@ def run(
     for listener in listeners:
         listener.finished(card)
     return card
+
+
+@dataclass
+class _Training:
+    """The loop with all that hangs on it: validation, metrics, checkpoints, and what can go wrong."""
+
+    session: Session
+    state: loop.State
+    forward: Callable[[Tensor], Tensor]
+    pipeline: "Pipeline"
+    folder: RunFolder
+    clock: Clock
+    reporter: Reporter
+    validation_rows_n: "np.ndarray | None"
+    listeners: Sequence[Listener]
+    reports: list[loop.EpochReport] = field(default_factory=list)
+    validation_accuracy: float | None = None
+
+    def run(self) -> None:
+        """Train to the end, or raise what stopped it."""
+        config, state = self.session.config, self.state
+        with StopRequest() as request:
+            hooks = loop.Hooks(self._on_step, self._on_epoch, lambda: request.signal_number > 0, self._ends_early)
+            try:
+                with self.clock.part("train"):
+                    over = loop.train(state, self.forward, self.pipeline, config, self.session.dtype, hooks)
+            except loop.NonFiniteLossError as error:
+                self._save_batch(error.step)
+                good = checkpoints.checkpoint_paths(self.folder.checkpoints)
+                raise loop.NonFiniteLossError(
+                    f"{error}; the batch is kept in {self.folder.nonfinite}; "
+                    f"last good checkpoint: {good[-1] if good else 'none, it came before the first'}",
+                    error.step,
+                ) from None
+            except RuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                raise OutOfMemoryError(self._memory_sentence()) from None
+            if not over:
+                path = self._save()
+                raise InterruptedRunError(
+                    f"stopped after step {state.step}, all of it kept in {path}; "
+                    f"go on with: fastcifar train --resume {self.folder.path}",
+                    request.exit_code,
+                )
+
+    def _on_step(self, step: int, num_steps: int) -> None:
+        self.reporter.advance("training", step, num_steps, unit=f"step {step}/{num_steps}")
+
+    def _on_epoch(self, report: loop.EpochReport) -> None:
+        config, dataset = self.session.config, self.session.index.dataset
+        self.reports.append(report)
+        entry = {"dataset": dataset, **asdict(report), "validation_accuracy": None}
+        if self.validation_rows_n is not None:
+            predictions = self._validate()
+            entry |= {"validation_accuracy": predictions.accuracy, "validation_loss": predictions.loss}
+        if self.state.skipped_steps:
+            entry["skipped_steps"] = self.state.skipped_steps
+        self.folder.append_metrics(entry)
+        self.reporter.epoch(report, config.train.epochs, dataset, self.validation_accuracy)
+        if config.train.checkpoint_epochs and report.epoch % max(1, round(config.train.checkpoint_epochs)) == 0:
+            self._save()
+        for listener in self.listeners:
+            listener.epoch(entry)
+
+    def _validate(self) -> Predictions:
+        """Score the validation split, and tell those that go by it: the plateau, early stopping, the best weights."""
+        state, session = self.state, self.session
+        with self.clock.part("evaluate"), state.averaging.applied():
+            predictions = session.predictions(state.network, "train", "none", self.validation_rows_n)
+            self.validation_accuracy = predictions.accuracy
+            state.plateau.update(session.config.schedule, predictions.loss, predictions.accuracy)
+            if predictions.accuracy > state.best_accuracy:
+                state.best_accuracy, state.best_epoch = predictions.accuracy, self.reports[-1].epoch
+                about = {"model": asdict(session.config.model), "epoch": state.best_epoch}
+                checkpoints.save_weights(self.folder.best, state.network, about)
+        return predictions
+
+    def _ends_early(self) -> bool:
+        patience = self.session.config.train.early_stop_epochs
+        if not patience or self.reports[-1].epoch - self.state.best_epoch < patience:
+            return False
+        self.reporter.line(f"ended early: no better validation accuracy since epoch {self.state.best_epoch}")
+        return True
+
+    def _save(self) -> Path:
+        config = self.session.config
+        return checkpoints.save_latest(
+            self.folder.checkpoints, self.state, configs.dumps(config), config.train.keep_checkpoints
+        )
+
+    def _save_batch(self, step: int) -> None:
+        """Keep the batch of a step, counted from 1: a function of its number, so it can be had again."""
+        epoch, step_in_epoch = divmod(step - 1, self.pipeline.steps_per_epoch)
+        batch = next(iter(self.pipeline.epoch(epoch, step_in_epoch)))
+        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+        checkpoints.save_tensors(self.folder.nonfinite, tensors, {"step": step, "epoch": epoch + 1})
+
+    def _memory_sentence(self) -> str:
+        """What would have fitted, found by trying."""
+        config, state = self.session.config, self.state
+        for optimizer in state.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        batch = next(iter(self.pipeline.epoch(0)))
+        images = loop.resize(batch.images, max((s.pixels for s in config.train.resolution), default=0))
+
+        def attempt(num: int) -> None:
+            part = replace(batch, images=images[:num], labels=batch.labels[:num], mix_labels=None, mix_weights=None)
+            loss, _ = loop.loss_and_logits(state.network, part, part.images, 0.0, self.session.dtype)
+            loss.backward()
+
+        fits = largest_fitting(attempt, config.pipeline.batch_size)
+        advice = f"{fits} fits: --set pipeline.batch_size={fits}" if fits else "not even a single image fits"
+        return f"out of memory on {describe(self.session.device)} with pipeline.batch_size {len(images)}; {advice}"
 
 
 def evaluate(folder: RunFolder, data_path: str, clock: Clock, reporter: Reporter) -> tuple[Predictions, str]:
@@ -136,9 +242,25 @@ def evaluate(folder: RunFolder, data_path: str, clock: Clock, reporter: Reporter
     return session.predictions(network, "test", config.evaluate.tta), session.index.dataset
 
 
-def _new_state(network: nn.Module, config: Config) -> loop.State:
-    optimizer_list = optimizers.build(network, config.optimizer, config.pipeline.batch_size)
-    return loop.State(network, optimizer_list, Averaging(network, config.train))
+def _warn_of_other_machine(folder: RunFolder, device: str, reporter: Reporter) -> None:
+    """Say where a resumed run may not repeat the bits of one that never stopped."""
+    try:
+        before = json.loads(folder.environment.read_text(encoding="utf-8"))["device"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before != device:
+        reporter.line(f"the run began on {before}, and goes on on {device}: its last bits may differ")
+
+
+def _teacher(session: Session) -> nn.Module | None:
+    """The network of the run that `distill.teacher` names, in evaluation mode."""
+    if not session.config.distill.teacher:
+        return None
+    folder = RunFolder.open(Path(session.config.distill.teacher))
+    model = replace(folder.read_config().model, max_parameters=0)
+    teacher = replace(session, config=replace(session.config, model=model)).network()
+    checkpoints.load_weights(folder.weights, teacher)
+    return teacher.requires_grad_(False).eval()
 
 
 def _warm_up(
@@ -146,7 +268,7 @@ def _warm_up(
 ) -> None:
     """Compile and run every form of the step on labels that mean nothing, and put the network back as it was."""
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    state = _new_state(network, session.config)
+    state = loop.new_state(network, session.config, session.dtype)
     network.train()
     batch = next(iter(pipeline.epoch(0)))
     dummy = replace(batch, labels=torch.zeros_like(batch.labels))

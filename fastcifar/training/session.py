@@ -77,6 +77,7 @@ class Session:
             model.name,
             num_classes=len(self.index.class_names),
             widths=model.widths,
+            dropout=model.dropout,
             max_parameters=model.max_parameters,
         )
         init_whiten = getattr(network, "init_whiten", None)

@@ -1,0 +1,31 @@
+"""What to say when memory runs out."""
+
+from collections.abc import Callable
+
+import torch
+
+
+class OutOfMemoryError(ValueError):
+    """The device's memory does not hold a step of this batch size."""
+
+
+def ran_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error is torch's way of saying so; on a CPU it has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def largest_fitting(attempt: Callable[[int], None], batch_size: int) -> int:
+    """The largest of batch_size / 2, / 4 ... for which `attempt` does not run out of memory; 0 where none is."""
+    num = batch_size // 2
+    while num:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(num)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            num //= 2
+        else:
+            return num
+    return 0
