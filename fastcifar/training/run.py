@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,22 +26,30 @@ if TYPE_CHECKING:
     from fastcifar.pipelines import Pipeline
 
 
-def run(
+@dataclass(frozen=True)
+class Trained:
+    """A network at the end of its training, before anything has looked at the test set."""
+
+    session: Session
+    network: nn.Module
+    num_train: int
+    compiled: bool
+    reports: list[loop.EpochReport]
+    validation: list[float]
+    """Validation accuracy of each epoch; empty where nothing is held out."""
+
+
+def fit(
     config: Config,
     source: data.Source,
     folder: RunFolder,
     clock: Clock,
     reporter: Reporter,
     *,
-    target: float | None = None,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
-) -> Card:
-    """Train and score `config`, everything into `folder`; `resume` goes on from its checkpoint.
-
-    `source` is the data set; `target` is a share of the test set that the card compares with. Raises `ValueError` (a
-    wrong setting or unusable data) and `loop.NonFiniteLossError`.
-    """
+) -> Trained:
+    """Train and validate `config` into `folder`, as `run` does, and leave the test set alone: no weights, no card."""
     session = Session.prepare(config, source, clock, reporter)
     about = environment(describe(session.device))
     folder.environment.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -87,18 +95,39 @@ def run(
             good = folder.checkpoint if folder.checkpoint.exists() else "none, it came before the first"
             raise loop.NonFiniteLossError(f"{error}; last good checkpoint: {good}") from None
 
+    return Trained(session, network, pipeline.num_images, compiled, reports, validation)
+
+
+def run(
+    config: Config,
+    source: data.Source,
+    folder: RunFolder,
+    clock: Clock,
+    reporter: Reporter,
+    *,
+    target: float | None = None,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> Card:
+    """Train and score `config`, everything into `folder`; `resume` goes on from its checkpoint.
+
+    `source` is the data set; `target` is a share of the test set that the card compares with. Raises `ValueError` (a
+    wrong setting or unusable data) and `loop.NonFiniteLossError`.
+    """
+    trained = fit(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
+    session, network, reports, validation = trained.session, trained.network, trained.reports, trained.validation
     with clock.part("evaluate"):
         predictions = session.predictions(network, "test", config.evaluate.tta)
     checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), "dataset": session.index.dataset})
     card = Card(
         recipe=config.name,
         dataset=session.index.dataset,
-        num_train=pipeline.num_images,
+        num_train=trained.num_train,
         num_test=len(predictions.labels),
         source=session.index.source,
         device=describe(session.device),
         dtype=str(session.dtype).removeprefix("torch."),
-        compiled=compiled,
+        compiled=trained.compiled,
         pipeline=config.pipeline.name,
         network=config.model.name,
         num_parameters=models.num_parameters(network),
