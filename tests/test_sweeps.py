@@ -26,6 +26,7 @@ from sqlalchemy.engine import Engine
 from fastcifar import config as configs
 from fastcifar.config import Config
 from fastcifar.data import Source
+from fastcifar.report.environment import environment
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
 from fastcifar.sweeps import outcome, plots, worker
@@ -401,7 +402,12 @@ def test_a_database_that_is_not_there_is_one_line(
         worker.work(replace(job_for(tmp_path, trials=1), url=url))
 
 
-def test_a_password_is_not_shown() -> None:
+def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv", ["fastcifar", "sweep", "--storage=postgresql://me:secret@host/base", "https://a/b"]
+    )
+    command = environment("cpu")["command"]
+    assert command == ["fastcifar", "sweep", "--storage=postgresql://me:***@host/base", "https://a/b"]
     assert studies.shown("postgresql://me:secret@host/base") == "postgresql://me:***@host/base"
 
 

@@ -27,7 +27,7 @@ class Args:
     workers: int = 1
     """Processes on this machine; the same command on another one, with the same --storage, shares the work."""
     storage: str | None = None
-    """SQL URL of the study's database, such as postgresql://user@host/database; an SQLite file by default."""
+    """SQL URL of the study's database, such as postgresql+psycopg://user@host/database; an SQLite file by default."""
     out: Path | None = None
     """The sweep's folder; runs/sweep-NAME by default."""
     track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())

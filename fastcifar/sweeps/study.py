@@ -25,7 +25,7 @@ GRACE_BEATS = 3
 SQLITE_TIMEOUT_S = 60
 # What a trial that is taken up again keeps of a sampler's notes; a pruner's notes are about the run that is lost.
 _KEPT_NOTES = ("fixed_params", "grid_id", "search_space")
-_DRIVERS = "pip install psycopg2-binary (PostgreSQL) or pymysql (MySQL)"
+_DRIVERS = "pip install 'psycopg[binary]' for postgresql+psycopg://, pip install pymysql for mysql+pymysql://"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _storage(url: str, heartbeat_s: int) -> optuna.storages.RDBStorage:
     try:
         backend = make_url(url).get_backend_name()
     except ArgumentError:
-        takes = "an SQL URL such as postgresql://user@host/database"
+        takes = "an SQL URL such as postgresql+psycopg://user@host/database"
         raise ValueError(f"sweep.storage: got {url!r}, takes {takes}") from None
     engine_kwargs = {"connect_args": {"timeout": SQLITE_TIMEOUT_S}} if backend == "sqlite" else {"pool_pre_ping": True}
     for attempt in range(5):
@@ -136,8 +136,11 @@ def _storage(url: str, heartbeat_s: int) -> optuna.storages.RDBStorage:
                     heartbeat_stale_trial_callback=requeue,
                 )
             break
-        except ImportError:
-            raise ValueError(f"sweep.storage: {shown(url)} needs its database's driver: {_DRIVERS}") from None
+        except ImportError as error:
+            missing = error.__cause__ or error
+            raise ValueError(
+                f"sweep.storage: {shown(url)} needs its database's driver ({missing}): {_DRIVERS}"
+            ) from None
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             # Another worker may be making the same tables at this moment.
             if attempt == 4:
