@@ -11,6 +11,7 @@ from fastcifar.interruption import InterruptedRunError
 COMMANDS = {
     "speedrun": "train the fastest network for this device to a target accuracy; one result card at the end",
     "train": "train by a recipe, with settings changed on the command line",
+    "sweep": "search settings on the validation split, by any number of workers, and go on where one stopped",
     "evaluate": "score a finished run on the test set",
     "recipes": "list the recipes",
     "convert": "write a data set as an FFCV, DALI or NumPy artefact",

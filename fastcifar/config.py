@@ -306,7 +306,7 @@ def parse(text: str, settings: Sequence[str] = (), *, where: str = "recipe") -> 
         raise ValueError(f"{where}: not TOML: {error}") from None
     for setting in settings:
         _apply(tree, setting)
-    return _build(Config, tree, "")
+    return build(Config, tree, "")
 
 
 def dumps(config: Config) -> str:
@@ -355,7 +355,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     tree[last] = value
 
 
-def _build(kind: type, tree: Any, path: str) -> Any:
+def build(kind: type, tree: Any, path: str) -> Any:
     """An instance of dataclass `kind` from a tree of plain values; unknown and missing keys are errors."""
     if not isinstance(tree, dict):
         raise ValueError(f"{path or 'recipe'}: got {tree!r}, takes a section of settings")
@@ -383,7 +383,7 @@ _TAKES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
     if is_dataclass(kind):
-        return _build(kind, value, path)  # type: ignore[arg-type]
+        return build(kind, value, path)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{path}: got {value!r}, takes a list")

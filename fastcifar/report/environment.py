@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,5 +54,6 @@ def environment(device: str) -> dict[str, object]:
         "platform": platform.platform(),
         "revision": revision(),
         "versions": versions(),
-        "command": sys.argv,
+        # A database's URL may hold a password.
+        "command": [re.sub(r"(://[^:/@\s]*):[^@\s]+@", r"\1:***@", word) for word in sys.argv],
     }

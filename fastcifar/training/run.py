@@ -31,23 +31,32 @@ if TYPE_CHECKING:
     from fastcifar.pipelines import Pipeline
 
 
-def run(
+@dataclass(frozen=True)
+class Trained:
+    """A network at the end of its training, before anything has looked at the test set."""
+
+    session: Session
+    network: nn.Module
+    num_train: int
+    compiled: bool
+    train_accuracy: float | None
+    """Of the last epoch; None where a resumed run had none to train."""
+    validation_accuracy: float | None
+    """Of the last epoch; None where nothing is held out."""
+    skipped_steps: int
+
+
+def fit(
     config: Config,
     source: data.Source,
     folder: RunFolder,
     clock: Clock,
     reporter: Reporter,
     *,
-    target: float | None = None,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
-) -> Card:
-    """Train and score `config`, everything into `folder`; `resume` goes on from its last checkpoint.
-
-    `source` is the data set; `target` is a share of the test set that the card compares with. Raises `ValueError` (a
-    wrong setting or unusable data), `loop.NonFiniteLossError`, `OutOfMemoryError`, and `InterruptedRunError` after
-    Ctrl-C or SIGTERM, when a checkpoint is written.
-    """
+) -> Trained:
+    """Train and validate `config` into `folder`, as `run` does, and leave the test set alone: no weights, no card."""
     session = Session.prepare(config, source, clock, reporter)
     if resume:
         _warn_of_other_machine(folder, describe(session.device), reporter)
@@ -76,20 +85,49 @@ def run(
         for listener in listeners:
             listener.started(config, folder)
         training.run()
+    train_accuracy = training.reports[-1].accuracy if training.reports else None
+    return Trained(
+        session,
+        network,
+        pipeline.num_images,
+        compiled,
+        train_accuracy,
+        training.validation_accuracy,
+        state.skipped_steps,
+    )
 
+
+def run(
+    config: Config,
+    source: data.Source,
+    folder: RunFolder,
+    clock: Clock,
+    reporter: Reporter,
+    *,
+    target: float | None = None,
+    resume: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> Card:
+    """Train and score `config`, everything into `folder`; `resume` goes on from its last checkpoint.
+
+    `source` is the data set; `target` is a share of the test set that the card compares with. Raises `ValueError` (a
+    wrong setting or unusable data), `loop.NonFiniteLossError`, `OutOfMemoryError`, and `InterruptedRunError` after
+    Ctrl-C or SIGTERM, when a checkpoint is written.
+    """
+    trained = fit(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
+    session, network = trained.session, trained.network
     with clock.part("evaluate"):
         predictions = session.predictions(network, "test", config.evaluate.tta)
     checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), "dataset": session.index.dataset})
-    last = training.reports[-1] if training.reports else None
     card = Card(
         recipe=config.name,
         dataset=session.index.dataset,
-        num_train=pipeline.num_images,
+        num_train=trained.num_train,
         num_test=len(predictions.labels),
         source=session.index.source,
         device=describe(session.device),
         dtype=str(session.dtype).removeprefix("torch."),
-        compiled=compiled,
+        compiled=trained.compiled,
         pipeline=config.pipeline.name,
         network=config.model.name,
         num_parameters=models.num_parameters(network),
@@ -100,9 +138,9 @@ def run(
         accuracy=predictions.accuracy,
         tta_accuracy=predictions.tta_accuracy,
         test_loss=predictions.loss,
-        train_accuracy=last.accuracy if last else None,
-        validation_accuracy=training.validation_accuracy,
-        skipped_steps=state.skipped_steps,
+        train_accuracy=trained.train_accuracy,
+        validation_accuracy=trained.validation_accuracy,
+        skipped_steps=trained.skipped_steps,
         target=target,
         seconds=clock.seconds(),
         run=str(folder.path),

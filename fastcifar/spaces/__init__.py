@@ -1,0 +1,1 @@
+"""The search spaces that come with fastcifar, as TOML, for `fastcifar sweep`."""
