@@ -43,8 +43,8 @@ def run(
     wrong setting or unusable data) and `loop.NonFiniteLossError`.
     """
     session = Session.prepare(config, source, clock, reporter)
-    about = environment(describe(session.device))
-    folder.environment.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    surroundings = environment(describe(session.device))
+    folder.environment.write_text(json.dumps(surroundings, indent=2) + "\n", encoding="utf-8")
     with clock.part("load"):
         train_rows_n, validation_rows_n = session.split_rows()
         network = session.network()
@@ -89,7 +89,9 @@ def run(
 
     with clock.part("evaluate"):
         predictions = session.predictions(network, "test", config.evaluate.tta)
-    checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), "dataset": session.index.dataset})
+    # With these, weights say what they are for without the data set that they were trained on.
+    about = {name: getattr(session.index, name) for name in ("dataset", "class_names", "mean", "std")}
+    checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), **about})
     card = Card(
         recipe=config.name,
         dataset=session.index.dataset,
