@@ -54,6 +54,17 @@ class RunFolder:
         """The run's resolved configuration."""
         return configs.parse(self.config.read_text(encoding="utf-8"), where=str(self.config))
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one an epoch; none where there is no such file. `ValueError` names a bad line."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        return [_object(f"{self.metrics}:{number}", line) for number, line in enumerate(lines, start=1)]
+
+    def read_card(self) -> dict[str, Any] | None:
+        """The result card as plain values; None where the run is not finished."""
+        return _object(str(self.card), self.card.read_text(encoding="utf-8")) if self.card.is_file() else None
+
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -65,3 +76,13 @@ class RunFolder:
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if json.loads(line)["step"] <= step]
             self.metrics.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _object(where: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: got {type(value).__name__}, expected a JSON object")
+    return value

@@ -18,9 +18,8 @@ from fastcifar.training import checkpoints, loop, optimizers
 from fastcifar.training.averaging import Averaging
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import describe, use_compile
-from fastcifar.training.evaluation import Predictions
 from fastcifar.training.listeners import Listener
-from fastcifar.training.session import Session, find_data
+from fastcifar.training.session import Session
 
 if TYPE_CHECKING:
     from fastcifar.pipelines import Pipeline
@@ -121,21 +120,6 @@ def run(
     for listener in listeners:
         listener.finished(card)
     return card
-
-
-def evaluate(folder: RunFolder, data_path: str, clock: Clock, reporter: Reporter) -> tuple[Predictions, str]:
-    """Predictions of a finished run for its test set, and the data set's name.
-
-    `data_path` is where the data set is; empty: where the run's settings say.
-    """
-    config = folder.read_config()
-    if data_path:
-        config = replace(config, data=replace(config.data, path=data_path))
-    source = find_data(config.data, clock, reporter, download=False)
-    session = Session.prepare(config, source, clock, reporter)
-    network = session.network()
-    checkpoints.load_weights(folder.weights, network)
-    return session.predictions(network, "test", config.evaluate.tta), session.index.dataset
 
 
 def _new_state(network: nn.Module, config: Config) -> loop.State:
