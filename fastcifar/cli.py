@@ -10,6 +10,7 @@ COMMANDS = {
     "speedrun": "train the fastest network for this device to a target accuracy; one result card at the end",
     "train": "train by a recipe, with settings changed on the command line",
     "evaluate": "score a finished run: by class, calibration, mistakes, corruptions; on the test set or other images",
+    "compare": "several runs in one table and one plot",
     "preview": "draw what a recipe's augmentation does to training images",
     "recipes": "list the recipes",
     "convert": "write a data set as an FFCV, DALI or NumPy artefact",

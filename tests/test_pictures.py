@@ -1,6 +1,7 @@
 """Pictures and comparisons: what is drawn, from what, and what is said beside it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fastcifar.cli import main
 from fastcifar.data import locate
 from fastcifar.evaluation.preview import augmented
 from fastcifar.evaluation.results import draw_finished
-from fastcifar.report import pictures
+from fastcifar.report import comparison, pictures
 from fastcifar.report.curves import Curves
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
@@ -116,3 +117,68 @@ def test_preview_is_a_command(data: Path, tmp_path: Path, capsys: pytest.Capture
     assert "--images: got 501, takes at most the 500 that every epoch shows" in capsys.readouterr().err
     assert main(["preview", "--data", str(data), "--epochs", "0", "--out", str(out)]) == 2
     assert "--epochs: got 0" in capsys.readouterr().err
+
+
+# Compare
+
+
+def test_compare_is_the_cards_side_by_side(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    assert main(["compare", str(run), str(other), "--plot", str(tmp_path / "plot.png")]) == 0
+    out = capsys.readouterr().out
+    result = json.loads(out.splitlines()[-1])
+    card = json.loads((run / "card.json").read_text())
+    assert (result["datasets"], result["comparable"]) == (["cifar10-small"], True)
+    for row, path in zip(result["runs"], (run, other), strict=True):
+        assert row["run"] == str(path)
+        for key in ("recipe", "network", "num_parameters", "epochs", "accuracy", "tta_accuracy", "validation_accuracy"):
+            assert row[key] == card[key], key
+        assert row["train_s"] == card["seconds"]["train"]
+    assert "(!)" not in out
+    assert min(size(tmp_path / "plot.png")) > 300
+    assert not [line for line in out.splitlines() if " % " in line and "cifar10-small" not in line]
+
+
+def test_runs_on_different_data_sets_are_marked(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    for name in ("card.json", "metrics.jsonl"):
+        (other / name).write_text((other / name).read_text().replace("cifar10-small", "shapes10"))
+    assert main(["compare", str(run), str(other), "--plot", str(tmp_path / "plot.png")]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["comparable"] is False
+    assert "shapes10 (!)" in out
+    assert "do not compare" in " ".join(out.replace("│", " ").split())
+
+
+def test_a_run_that_is_not_finished_is_compared_by_what_there_is(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    (tmp_path / "other" / "card.json").unlink()
+    rows = comparison.compare([RunFolder(run), RunFolder(tmp_path / "other")]).rows
+    assert (rows[1].accuracy, rows[1].train_s, rows[1].epochs, rows[1].dataset) == (None, None, 2, "cifar10-small")
+    assert rows[1].validation_accuracy == rows[0].validation_accuracy
+
+
+def test_json_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["compare", str(run), "--json", "--plot", str(tmp_path / "plot.png")]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 1
+    assert len(json.loads(out)["runs"]) == 1
+
+
+def test_what_cannot_be_compared_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    (broken / "card.json").write_text("{}")
+    (broken / "metrics.jsonl").write_text("{}\nno\n")
+    plot = ["--plot", str(tmp_path / "plot.png")]
+    for runs, message in (
+        ([run, run], "is named twice"),
+        ([tmp_path], "not a run folder"),
+        ([broken], "metrics.jsonl:2: not JSON"),
+    ):
+        assert main(["compare", *map(str, runs), *plot]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
