@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train by a recipe, with settings changed on the command line",
     "evaluate": "score a finished run: by class, calibration, mistakes, corruptions; on the test set or other images",
     "compare": "several runs in one table and one plot",
+    "predict": "write a submission file with one or several runs' predictions for unlabelled images",
     "preview": "draw what a recipe's augmentation does to training images",
     "recipes": "list the recipes",
     "convert": "write a data set as an FFCV, DALI or NumPy artefact",
