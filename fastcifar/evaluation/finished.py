@@ -50,7 +50,7 @@ class Finished:
             torch.set_num_threads(config.train.threads)
         about = _about(folder)
         if "class_names" not in about:
-            about = _about_data(test_split(config, reporter, data_path)[1])
+            about = _about_data(read_test_set(config, reporter, data_path)[1])
         device = pick_device()
         network = models.build(
             config.model.name,
@@ -88,7 +88,7 @@ class Finished:
             return predict(self.network, pipeline.epoch(0), tta, self.dtype)
 
 
-def test_split(config: Config, reporter: Reporter, data_path: str = "") -> tuple[Split, artefacts.Index]:
+def read_test_set(config: Config, reporter: Reporter, data_path: str = "") -> tuple[Split, artefacts.Index]:
     """The test set that a run's settings name, read through the cache; `data_path` is where it is now, if elsewhere."""
     folder = artefacts.cached(_source(config, reporter, data_path), "npy", on_progress=_told(reporter))
     return artefacts.read(folder, "test"), artefacts.read_index(folder)

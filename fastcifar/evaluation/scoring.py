@@ -11,7 +11,7 @@ from fastcifar.data import DataError, Split, locate
 from fastcifar.data.errors import refuse
 from fastcifar.data.locate import find
 from fastcifar.evaluation import corruptions, measures
-from fastcifar.evaluation.finished import Finished, test_split
+from fastcifar.evaluation.finished import Finished, read_test_set
 from fastcifar.evaluation.image_files import read_image_folder
 from fastcifar.report.progress import Reporter
 
@@ -134,7 +134,7 @@ def images_for(run: Finished, reporter: Reporter, data: Path | None, *, resize: 
     names: list[str] = []
     found = None if data is None else find(data, ("cifar10", "cifar100"))
     if data is None:
-        split, index = test_split(run.config, reporter)
+        split, index = read_test_set(run.config, reporter)
         split = replace(split, source=index.source)
     elif found is not None:
         split = locate("auto", data).load().test
