@@ -318,6 +318,20 @@ def test_weights_of_older_runs_are_told_apart_by_their_data_set(run: Path, tmp_p
     assert (old.dataset, old.class_names, old.normalisation) == (new.dataset, new.class_names, new.normalisation)
 
 
+def test_an_older_run_is_scored_where_its_data_set_is_now(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    config = (run / "config.toml").read_text().replace(str(data), str(tmp_path / "gone"))
+    (tmp_path / "config.toml").write_text(config)
+    save_file(load_file(run / "weights.safetensors"), tmp_path / "weights.safetensors")
+    assert main(["evaluate", str(tmp_path), "--no-pictures"]) == 2
+    assert "gone" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path), "--data", str(data), "--no-pictures"]) == 0
+    assert last_line(capsys)["accuracy"] == json.loads((run / "card.json").read_text())["accuracy"]
+
+
 def test_names_with_numbers_are_in_the_order_of_the_numbers() -> None:
     names = ["10.png", "9.png", "a10.png", "a9.png", "1.png", "01.png"]
     assert sorted(names, key=natural_key) == ["01.png", "1.png", "9.png", "10.png", "a9.png", "a10.png"]

@@ -38,7 +38,7 @@ def run(args: Args) -> int:
 
     folder = RunFolder.open(args.run)
     with Reporter() as reporter:
-        network = Finished.load(folder, reporter)
+        network = Finished.load(folder, reporter, str(args.data or ""))
         images = images_for(network, reporter, args.data, resize=args.resize, limit=args.limit)
         scored = score(network, images, reporter, with_corruptions=args.corruptions)
         for table in render(scored.evaluation, images):

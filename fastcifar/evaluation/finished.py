@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from fastcifar import artefacts, models, pipelines
 from fastcifar.config import Config
 from fastcifar.data import Source, Split
+from fastcifar.data.locate import find
 from fastcifar.kernels import Normalisation
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
@@ -41,8 +43,8 @@ class Finished:
     def load(cls, folder: RunFolder, reporter: Reporter, data_path: str = "") -> "Finished":
         """The network of `folder`, in evaluation mode, on the device.
 
-        The weights say what they are for; those of older runs do not, and then the data set is looked for at
-        `data_path`, or where the run found it. `ValueError` where there are no weights, or they do not fit.
+        The weights say what they are for; those of older runs do not, and then the data set is read: at `data_path`
+        where that holds it, else where the run found it. `ValueError` where there are no weights, or they do not fit.
         """
         keep_freed_memory()
         config = folder.read_config()
@@ -89,13 +91,14 @@ class Finished:
 
 
 def read_test_set(config: Config, reporter: Reporter, data_path: str = "") -> tuple[Split, artefacts.Index]:
-    """The test set that a run's settings name, read through the cache; `data_path` is where it is now, if elsewhere."""
+    """The test set that a run's settings name, through the cache: at `data_path` where that holds it."""
     folder = artefacts.cached(_source(config, reporter, data_path), "npy", on_progress=_told(reporter))
     return artefacts.read(folder, "test"), artefacts.read_index(folder)
 
 
 def _source(config: Config, reporter: Reporter, data_path: str) -> Source:
-    wanted = replace(config.data, path=data_path) if data_path else config.data
+    holds = data_path and find(Path(data_path), (config.data.dataset,)) is not None
+    wanted = replace(config.data, path=data_path) if holds else config.data
     return find_data(wanted, Clock(since_process_start=False), reporter, download=False)
 
 
