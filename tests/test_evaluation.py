@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.colors
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as vision
-from cifar_files import make
+from cifar_files import Made, make, make_archive
 from finished_runs import make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,6 +245,16 @@ def test_a_folder_of_the_test_images_scores_as_the_test_set(
     name = from_folder["mistakes"][0]["name"]
     assert (tmp_path / "photos" / name).is_file()
     assert (run / "evaluation-photos.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["python", "binary"])
+@pytest.mark.parametrize("write", [make, make_archive])
+def test_a_set_in_any_of_cifars_forms_is_scored(
+    write: Callable[..., Made], kind: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = write(tmp_path, "cifar10", kind, num_test=100).path
+    assert main(["evaluate", str(run), "--data", str(path), "--no-pictures"]) == 0
+    assert last_line(capsys)["accuracy"] == json.loads((run / "card.json").read_text())["accuracy"]
 
 
 def test_larger_images_are_scaled_where_that_is_asked_for(

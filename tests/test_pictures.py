@@ -11,7 +11,7 @@ from finished_runs import make_run
 from PIL import Image
 
 from fastcifar import config as configs
-from fastcifar import kernels
+from fastcifar import kernels, pipelines
 from fastcifar.cli import main
 from fastcifar.data import locate
 from fastcifar.evaluation.preview import augmented
@@ -20,6 +20,7 @@ from fastcifar.report import comparison, pictures
 from fastcifar.report.curves import Curves
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
+from fastcifar.training.session import stratified_rows
 
 
 @pytest.fixture(scope="module")
@@ -72,37 +73,40 @@ def test_curves_are_the_metrics(run: Path) -> None:
 # Preview
 
 
-@pytest.mark.parametrize(
-    "settings", [[], ["augmentation.cutmix=1.0"], ["augmentation.mixup=0.5", "data.validation=0.2"]]
-)
-def test_a_preview_shows_what_training_sees(settings: list[str], data: Path) -> None:
-    """Each cell is the image as it comes out of training's own batches, by the reference form of the kernel."""
-    settings = [f"data.path='{data}'", "pipeline.batch_size=50", "augmentation.cutout=6", *settings]
-    config = configs.load("speedrun", settings)
+@pytest.mark.parametrize("mixing", [[], ["cutmix=1.0"], ["mixup=0.5", "mix_per='image'"]])
+@pytest.mark.parametrize("validation", [0, 0.2])
+def test_a_preview_shows_what_training_sees(mixing: list[str], validation: float, data: Path) -> None:
+    """Each cell is the image as a whole epoch of batches holds it, partner and all."""
+    settings = ["pipeline.batch_size=50", f"data.path='{data}'", f"data.validation={validation}"]
+    augmentation = [f"augmentation.{setting}" for setting in ("cutout=6", "brightness=0.1", *mixing)]
+    config = configs.load("speedrun", [*settings, *augmentation])
     with Reporter() as reporter:
         shown = augmented(config, locate("auto", data), reporter, num_images=3, num_epochs=2)
     split = locate("auto", data).load().train
+    rows_n = stratified_rows(split.labels_n, validation, 0)[0] if validation else None
     assert [row[0].caption for row in shown.rows] == ["airplane", "automobile", "bird"]
-    mixes = config.augmentation.mixes
-    for row in shown.rows:
-        assert len(row) == 3
-        index = next(i for i, image in enumerate(split.images_nhwc) if (image == row[0].image_hwc).all())
-        for epoch, cell in enumerate(row[1:]):
-            assert bool(cell.caption) == mixes
-            if mixes:
-                continue
-            plan = kernels.draw_plan(
-                config.augmentation, seed=0, epoch=epoch, indices_n=[index], height=32, width=32, form="reference"
-            )
-            identity = kernels.Normalisation.identity()
-            expected = kernels.augment(
-                split.images_nhwc, plan, identity, rows_n=[index], dtype="float32", form="reference"
-            )
-            pixels_hwc = expected[0].permute(1, 2, 0).numpy()
-            box = plan.cutout_boxes_n4[0]
-            kept = np.ones((32, 32), bool)
-            kept[box[0] : box[2], box[1] : box[3]] = False
-            assert cell.image_hwc[kept] == pytest.approx(pixels_hwc[kept], abs=1e-5)
+    assert {len(row) for row in shown.rows} == {3}
+    with pipelines.open(
+        split,
+        batch_size=50,
+        augmentation=config.augmentation,
+        normalisation=(mean_and_std := kernels.Normalisation(*channel_moments(split.images_nhwc))),
+        rows=rows_n,
+    ) as pipeline:
+        for epoch in range(2):
+            seen = {}
+            for batch in pipeline.epoch(epoch):
+                shares = batch.images.permute(0, 2, 3, 1).double().numpy() * mean_and_std.std + mean_and_std.mean
+                seen |= dict(zip(batch.indices.tolist(), np.clip(shares, 0, 1), strict=True))
+            for row in shown.rows:
+                index = next(i for i, image in enumerate(split.images_nhwc) if (image == row[0].image_hwc).all())
+                assert row[1 + epoch].image_hwc == pytest.approx(seen[index], abs=1e-5)
+                assert bool(row[1 + epoch].caption) == bool(mixing)
+
+
+def channel_moments(images_nhwc: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    channels = (images_nhwc / 255).reshape(-1, 3)
+    return tuple(channels.mean(0).tolist()), tuple(channels.std(0).tolist())
 
 
 def test_preview_is_a_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
