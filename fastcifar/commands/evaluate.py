@@ -13,37 +13,38 @@ class Args:
     run: tyro.conf.Positional[Path]
     """Folder of a finished run."""
     data: Path | None = None
-    """CIFAR folder or .tar.gz, where it is no longer where the run found it."""
+    """Score these images instead of the run's test set: a CIFAR folder or .tar.gz (its test part), or a folder with a
+    subfolder of PNG or JPEG files for each class."""
+    corruptions: bool = False
+    """Also score under noise, blur, contrast, brightness, JPEG and pixelation at five strengths: 30 more passes."""
+    limit: int = 0
+    """A quick look at this many images, spread evenly over the set; 0 takes all."""
+    resize: bool = False
+    """Scale images of an image folder to the run's size instead of refusing those of another."""
+    pictures: bool = True
+    """Draw PNGs into the run folder."""
 
 
 def run(args: Args) -> int:
-    """Print the run's test accuracy with and without TTA; JSON is the last line."""
+    """Print tables, write evaluation.json and pictures into the run folder; JSON is the last line."""
     import json
 
-    from fastcifar.report.card import percent
+    from fastcifar.evaluation import results
+    from fastcifar.evaluation.finished import Finished
+    from fastcifar.evaluation.scoring import images_for, score
+    from fastcifar.evaluation.tables import render
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
-    from fastcifar.training.clock import Clock
-    from fastcifar.training.run import evaluate
 
     folder = RunFolder.open(args.run)
-    config = folder.read_config()
     with Reporter() as reporter:
-        predictions, dataset = evaluate(folder, str(args.data or ""), Clock(), reporter)
-    result = {
-        "run": str(folder.path),
-        "dataset": dataset,
-        "num_test": len(predictions.labels),
-        "tta": config.evaluate.tta,
-        "accuracy": predictions.accuracy,
-        "tta_accuracy": predictions.tta_accuracy,
-        "test_loss": predictions.loss,
-    }
-    tta = (
-        f", {percent(predictions.tta_accuracy)} with TTA ({config.evaluate.tta})"
-        if config.evaluate.tta != "none"
-        else ""
-    )
-    print(f"{folder.path}: {percent(predictions.accuracy)} of {len(predictions.labels):,} {dataset} test images{tta}")
-    print(json.dumps(result))
+        network = Finished.load(folder, reporter, str(args.data or ""))
+        images = images_for(network, reporter, args.data, resize=args.resize, limit=args.limit)
+        scored = score(network, images, reporter, with_corruptions=args.corruptions)
+        for table in render(scored.evaluation, images):
+            reporter.table(table)
+        suffix = results.suffix(args.data, images)
+        for path in results.write(folder, scored, suffix, draw=args.pictures):
+            reporter.line(f"wrote {path}")
+    print(json.dumps(scored.evaluation.to_json()))
     return 0

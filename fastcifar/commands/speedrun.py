@@ -25,6 +25,10 @@ class Args:
     """Recipe in place of the device's and data set's own."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe; may be given again and again."""
+    track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    """tensorboard or wandb, beside the JSON lines; may be given again."""
+    pictures: bool = True
+    """Draw curves, confusion matrix, predictions and augmentation into the run folder."""
     out: Path | None = None
     """Folder of the run (of the runs, when several); a new one under ./runs by default."""
 
@@ -41,9 +45,11 @@ def run(args: Args) -> int:
 
     from fastcifar import config as configs
     from fastcifar.config import DataConfig
+    from fastcifar.evaluation.results import draw_finished
     from fastcifar.report.card import render, summarise
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
+    from fastcifar.report.tracking import trackers
     from fastcifar.training.clock import Clock
     from fastcifar.training.run import run as train
     from fastcifar.training.session import find_data, resolve
@@ -52,14 +58,19 @@ def run(args: Args) -> int:
     cards = []
     # Wrong settings are said before a download starts.
     configs.load(args.recipe or "speedrun", _settings(args, args.seed))
+    trackers(args.track)
     with Reporter() as reporter:
+        listeners = trackers(args.track, reporter.line)
         source = find_data(DataConfig(args.dataset, str(args.data or "")), clock, reporter)
         recipe = args.recipe or ("speedrun-shapes10" if source.dataset == "shapes10" else "speedrun")
         for seed in range(args.seed, args.seed + args.runs):
             config = resolve(configs.load(recipe, _settings(args, seed)), source)
             out = args.out / f"seed{seed}" if args.out and args.runs > 1 else args.out
             folder = RunFolder.create(out, config)
-            card = train(config, source, folder, clock, reporter, target=TARGETS.get(source.dataset))
+            target = TARGETS.get(source.dataset)
+            card = train(config, source, folder, clock, reporter, target=target, listeners=listeners)
+            if args.pictures:
+                draw_finished(folder, source, reporter)
             reporter.console.print(render(card))
             cards.append(card)
             clock = Clock(since_process_start=False)

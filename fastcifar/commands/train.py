@@ -29,6 +29,10 @@ class Args:
     """What a loss that is not finite does: stop the run, or skip the step and be counted."""
     out: Path | None = None
     """The run's folder; a new one under ./runs by default."""
+    track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    """tensorboard or wandb, beside the JSON lines; may be given again."""
+    pictures: bool = True
+    """Draw curves, confusion matrix, predictions and augmentation into the run folder."""
     resume: Path | None = None
     """Folder of a run that stopped: go on from its last checkpoint. Only threads and the data's place may change."""
 
@@ -55,9 +59,11 @@ def run(args: Args) -> int:
     import json
 
     from fastcifar import config as configs
+    from fastcifar.evaluation.results import draw_finished
     from fastcifar.report.card import render
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
+    from fastcifar.report.tracking import trackers
     from fastcifar.training.clock import Clock
     from fastcifar.training.run import run as train
     from fastcifar.training.session import find_data, resolve
@@ -78,12 +84,16 @@ def run(args: Args) -> int:
             raise ValueError(f"--resume: the run has another configuration: {'; '.join(changed)}")
     else:
         config = configs.load(args.recipe or "speedrun", settings(args))
+    trackers(args.track)  # what is missing is said before anything is computed
     with Reporter() as reporter:
         source = find_data(config.data, clock, reporter)
         if not resume:
             config = resolve(config, source)
             folder = RunFolder.create(args.out, config)
-        card = train(config, source, folder, clock, reporter, resume=resume)
+        listeners = trackers(args.track, reporter.line)
+        card = train(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
+        if args.pictures:
+            draw_finished(folder, source, reporter)
         reporter.console.print(render(card))
     print(json.dumps(card.to_json()))
     return 0

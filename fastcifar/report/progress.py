@@ -7,7 +7,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from fastcifar.training.loop import EpochReport
+
+_PIPE_WIDTH = 240
 
 
 class Reporter:
@@ -37,6 +41,11 @@ class Reporter:
     def line(self, text: str) -> None:
         """One line of text, as it is."""
         self.console.print(text, markup=False)
+
+    def table(self, table: "RenderableType") -> None:
+        """A table; off a terminal as wide as it needs to be, so that each of its rows is one line."""
+        console = self.console if self.console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
+        console.print(table)
 
     def banner(self, text: str) -> None:
         """Something that nobody may overlook."""

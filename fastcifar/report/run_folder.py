@@ -7,6 +7,7 @@ weights.safetensors  the network as evaluated
 best.safetensors     the network of the best validated epoch, where there is a validation split
 checkpoints/         the last few states of the whole run, for --resume
 nonfinite.safetensors    the batch whose loss was not finite, where that stopped the run
+predictions.safetensors  logits, labels and indices of the test set
 card.json            the result
 """
 
@@ -34,6 +35,7 @@ class RunFolder:
         self.best = path / "best.safetensors"
         self.checkpoints = path / "checkpoints"
         self.nonfinite = path / "nonfinite.safetensors"
+        self.predictions = path / "predictions.safetensors"
         self.card = path / "card.json"
 
     @classmethod
@@ -61,6 +63,17 @@ class RunFolder:
         """The run's resolved configuration, with `section.key=value` settings on top."""
         return configs.parse(self.config.read_text(encoding="utf-8"), settings, where=str(self.config))
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, one an epoch; none where there is no such file. `ValueError` names a bad line."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        return [_object(f"{self.metrics}:{number}", line) for number, line in enumerate(lines, start=1)]
+
+    def read_card(self) -> dict[str, Any] | None:
+        """The result card as plain values; None where the run is not finished."""
+        return _object(str(self.card), self.card.read_text(encoding="utf-8")) if self.card.is_file() else None
+
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -72,6 +85,16 @@ class RunFolder:
             lines = self.metrics.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= step]
             write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+
+
+def _object(where: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: got {type(value).__name__}, expected a JSON object")
+    return value
 
 
 def _step(line: str) -> float:

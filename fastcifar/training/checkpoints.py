@@ -4,6 +4,7 @@ Nothing random is kept: order and augmentation are functions of seed, epoch and 
 """
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastcifar.atomic import write_atomically
+from fastcifar.training.evaluation import Predictions
 from fastcifar.training.loop import State, Tally
 from fastcifar.training.schedules import Plateau
 
@@ -28,6 +30,20 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) 
 def save_weights(path: Path, network: nn.Module, about: dict[str, Any]) -> None:
     """Write the network's state to a safetensors file, with `about` as its metadata."""
     save_tensors(path, network.state_dict(), about)
+
+
+def save_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions to a safetensors file."""
+    save_tensors(path, {f.name: getattr(predictions, f.name) for f in fields(predictions)}, {})
+
+
+def load_predictions(path: Path) -> Predictions:
+    """Read predictions that `save_predictions` wrote. `ValueError` where the file is damaged or of something else."""
+    tensors, _ = _read(path)
+    try:
+        return Predictions(**tensors)
+    except TypeError as error:
+        raise ValueError(f"{path}: holds no predictions: {error}") from None
 
 
 def load_weights(path: Path, network: nn.Module) -> None:

@@ -23,7 +23,7 @@ from fastcifar.training.device import describe, use_compile
 from fastcifar.training.evaluation import Predictions
 from fastcifar.training.listeners import Listener
 from fastcifar.training.memory import OutOfMemoryError, largest_fitting, ran_out_of_memory
-from fastcifar.training.session import Session, find_data
+from fastcifar.training.session import Session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +118,10 @@ def run(
     session, network = trained.session, trained.network
     with clock.part("evaluate"):
         predictions = session.predictions(network, "test", config.evaluate.tta)
-    checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), "dataset": session.index.dataset})
+    checkpoints.save_predictions(folder.predictions, predictions)
+    # With these, weights say what they are for without the data set that they were trained on.
+    about = {name: getattr(session.index, name) for name in ("dataset", "class_names", "mean", "std")}
+    checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), **about})
     card = Card(
         recipe=config.name,
         dataset=session.index.dataset,
@@ -263,21 +266,6 @@ class _Training:
         fits = largest_fitting(attempt, config.pipeline.batch_size)
         advice = f"{fits} fits: --set pipeline.batch_size={fits}" if fits else "not even a single image fits"
         return f"out of memory on {describe(self.session.device)} with pipeline.batch_size {len(images)}; {advice}"
-
-
-def evaluate(folder: RunFolder, data_path: str, clock: Clock, reporter: Reporter) -> tuple[Predictions, str]:
-    """Predictions of a finished run for its test set, and the data set's name.
-
-    `data_path` is where the data set is; empty: where the run's settings say.
-    """
-    config = folder.read_config()
-    if data_path:
-        config = replace(config, data=replace(config.data, path=data_path))
-    source = find_data(config.data, clock, reporter, download=False)
-    session = Session.prepare(config, source, clock, reporter)
-    network = session.network()
-    checkpoints.load_weights(folder.weights, network)
-    return session.predictions(network, "test", config.evaluate.tta), session.index.dataset
 
 
 def _warn_of_other_machine(folder: RunFolder, device: str, reporter: Reporter) -> None:

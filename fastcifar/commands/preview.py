@@ -1,0 +1,48 @@
+"""`fastcifar preview`: what a recipe's augmentation does to training images."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of `fastcifar preview`."""
+
+    recipe: str = "speedrun"
+    """Name of a recipe (`fastcifar recipes`) or path of a TOML file, such as a run's config.toml."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    """section.key=value on top of the recipe; may be given again and again."""
+    data: Path | None = None
+    """CIFAR folder or .tar.gz."""
+    images: int = 8
+    """Training images to show, one of each class first."""
+    epochs: int = 8
+    """Epochs whose draws are shown, from the first."""
+    out: Path | None = None
+    """The PNG; ./preview-RECIPE.png by default."""
+
+
+def run(args: Args) -> int:
+    """Draw one row an image: the original, then what each epoch makes of it; JSON is the last line."""
+    import json
+
+    from fastcifar import config as configs
+    from fastcifar.evaluation.preview import augmented
+    from fastcifar.report.pictures import draw_augmented
+    from fastcifar.report.progress import Reporter
+    from fastcifar.training.clock import Clock
+    from fastcifar.training.session import find_data
+
+    path = [] if args.data is None else [f"data.path='{args.data}'"]
+    config = configs.load(args.recipe, [*path, *args.set])
+    out = args.out or Path(f"preview-{config.name}.png")
+    with Reporter() as reporter:
+        source = find_data(config.data, Clock(since_process_start=False), reporter)
+        shown = augmented(config, source, reporter, num_images=args.images, num_epochs=args.epochs)
+        draw_augmented(shown, out)
+        reporter.line(f"wrote {out}: {shown.title}; {shown.note}")
+    print(json.dumps({"picture": str(out), "title": shown.title, "augmentation": shown.note}))
+    return 0

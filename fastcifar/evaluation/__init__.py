@@ -1,0 +1,1 @@
+"""What comes after training: a finished run's network, scored on images."""

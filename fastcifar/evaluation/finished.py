@@ -1,0 +1,125 @@
+"""A finished run's network, ready to look at images."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastcifar import artefacts, models, pipelines
+from fastcifar.config import Config
+from fastcifar.data import Source, Split
+from fastcifar.data.locate import find
+from fastcifar.kernels import Normalisation
+from fastcifar.report.progress import Reporter
+from fastcifar.report.run_folder import RunFolder
+from fastcifar.training import checkpoints
+from fastcifar.training.clock import Clock
+from fastcifar.training.device import keep_freed_memory, pick_device, pick_dtype
+from fastcifar.training.evaluation import Predictions, predict
+from fastcifar.training.session import find_data
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The network of a run folder, and what it takes an image to be."""
+
+    folder: RunFolder
+    config: Config
+    network: nn.Module
+    dataset: str
+    """Name of the data set that it was trained on."""
+    class_names: tuple[str, ...]
+    normalisation: Normalisation
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def load(cls, folder: RunFolder, reporter: Reporter, data_path: str = "") -> "Finished":
+        """The network of `folder`, in evaluation mode, on the device.
+
+        The weights say what they are for; those of older runs do not, and then the data set is read: at `data_path`
+        where that holds it, else where the run found it. `ValueError` where there are no weights, or they do not fit.
+        """
+        keep_freed_memory()
+        config = folder.read_config()
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        about = _about(folder)
+        if "class_names" not in about:
+            about = _about_data(read_test_set(config, reporter, data_path)[1])
+        device = pick_device()
+        network = models.build(
+            config.model.name,
+            num_classes=len(about["class_names"]),
+            widths=config.model.widths,
+            dropout=config.model.dropout,
+            max_parameters=config.model.max_parameters,
+        )
+        checkpoints.load_weights(folder.weights, network)
+        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return cls(
+            folder=folder,
+            config=config,
+            network=network.eval(),
+            dataset=about["dataset"],
+            class_names=tuple(about["class_names"]),
+            normalisation=Normalisation(tuple(about["mean"]), tuple(about["std"])),  # type: ignore[arg-type]
+            device=device,
+            dtype=pick_dtype(config.train, device),
+        )
+
+    def predictions(
+        self, images_nhwc: np.ndarray, labels_n: np.ndarray | None = None, tta: str = "none"
+    ) -> Predictions:
+        """Predictions for uint8 images [n, h, w, 3], in order; labels int64 [n] are 0 where there are none."""
+        labels_n = np.zeros(len(images_nhwc), np.int64) if labels_n is None else labels_n
+        with pipelines.open(
+            (images_nhwc, labels_n),
+            batch_size=self.config.evaluate.batch_size,
+            normalisation=self.normalisation,
+            dtype=self.dtype,
+            device=self.device,
+            shuffle=False,
+            drop_last=False,
+        ) as pipeline:
+            return predict(self.network, pipeline.epoch(0), tta, self.dtype)
+
+
+def read_test_set(config: Config, reporter: Reporter, data_path: str = "") -> tuple[Split, artefacts.Index]:
+    """The test set that a run's settings name, through the cache: at `data_path` where that holds it."""
+    folder = artefacts.cached(_source(config, reporter, data_path), "npy", on_progress=_told(reporter))
+    return artefacts.read(folder, "test"), artefacts.read_index(folder)
+
+
+def _source(config: Config, reporter: Reporter, data_path: str) -> Source:
+    holds = data_path and find(Path(data_path), (config.data.dataset,)) is not None
+    wanted = replace(config.data, path=data_path) if holds else config.data
+    return find_data(wanted, Clock(since_process_start=False), reporter, download=False)
+
+
+def _told(reporter: Reporter) -> Callable[[int, int], None]:
+    return partial(reporter.advance, "converting")
+
+
+def _about(folder: RunFolder) -> dict[str, Any]:
+    """What a run's weights say of themselves."""
+    from safetensors import SafetensorError, safe_open
+
+    expected = "the weights of a finished run"
+    if not folder.weights.is_file():
+        raise ValueError(f"{folder.weights}: no such file; expected {expected}")
+    try:
+        with safe_open(folder.weights, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("fastcifar", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{folder.weights}: not a whole safetensors file: {error}; expected {expected}") from None
+
+
+def _about_data(index: artefacts.Index) -> dict[str, Any]:
+    return {name: getattr(index, name) for name in ("dataset", "class_names", "mean", "std")}

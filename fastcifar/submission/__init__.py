@@ -1,0 +1,1 @@
+"""Prediction files for competitions: unlabelled images in, rows of id and class out."""
