@@ -69,9 +69,9 @@ def run(args: Args) -> int:
             folder = RunFolder.create(out, config)
             target = TARGETS.get(source.dataset)
             card = train(config, source, folder, clock, reporter, target=target, listeners=listeners)
+            reporter.console.print(render(card))
             if args.pictures:
                 draw_finished(folder, source, reporter)
-            reporter.console.print(render(card))
             cards.append(card)
             clock = Clock(since_process_start=False)
     if args.runs == 1:

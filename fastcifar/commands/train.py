@@ -92,8 +92,8 @@ def run(args: Args) -> int:
             folder = RunFolder.create(args.out, config)
         listeners = trackers(args.track, reporter.line)
         card = train(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
+        reporter.console.print(render(card))
         if args.pictures:
             draw_finished(folder, source, reporter)
-        reporter.console.print(render(card))
     print(json.dumps(card.to_json()))
     return 0

@@ -14,6 +14,7 @@ from fastcifar.evaluation import corruptions, measures
 from fastcifar.evaluation.finished import Finished, read_test_set
 from fastcifar.evaluation.image_files import read_image_folder
 from fastcifar.report.progress import Reporter
+from fastcifar.training.evaluation import Predictions
 
 NUM_MISTAKES = 10
 
