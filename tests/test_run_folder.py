@@ -16,8 +16,8 @@ import torch
 from cifar_files import make
 
 from fastcifar import config as configs
-from fastcifar.cli import main
 from fastcifar.atomic import write_atomically
+from fastcifar.cli import main
 from fastcifar.report.run_folder import RunFolder
 
 CONFIG = configs.load("speedrun")
