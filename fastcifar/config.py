@@ -20,7 +20,7 @@ TTA_LEVELS = ("none", "mirror", "mirror_translate")
 
 def _check(name: str, value: object, ok: bool, takes: str) -> None:
     if not ok:
-        raise ValueError(f"{name}: got {value!r}, takes {takes}")
+        raise ValueError(f"{name}: got {_shown(value)}, takes {takes}")
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -292,7 +292,10 @@ def load(recipe: str, settings: Sequence[str] = ()) -> Config:
     if recipe in recipe_names():
         text = (resources.files("fastcifar.recipes") / f"{recipe}.toml").read_text(encoding="utf-8")
     elif recipe.endswith(".toml"):
-        text = Path(recipe).read_text(encoding="utf-8")
+        try:
+            text = Path(recipe).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{recipe}: not UTF-8 text, expected a recipe in TOML") from None
     else:
         raise ValueError(f"recipe: got {recipe!r}, takes a .toml file or one of: {', '.join(recipe_names())}")
     return parse(text, settings, where=recipe)
@@ -358,7 +361,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
 def build(kind: type, tree: Any, path: str) -> Any:
     """An instance of dataclass `kind` from a tree of plain values; unknown and missing keys are errors."""
     if not isinstance(tree, dict):
-        raise ValueError(f"{path or 'recipe'}: got {tree!r}, takes a section of settings")
+        raise ValueError(f"{path or 'recipe'}: got {_shown(tree)}, takes a section of settings")
     hints = get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}
     for key in tree:
@@ -375,7 +378,8 @@ def build(kind: type, tree: Any, path: str) -> Any:
 
 
 def _join(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else key
+    shown = key if key and key.isprintable() and len(key) <= 80 else ascii(key[:80])
+    return f"{path}.{shown}" if path else shown
 
 
 _TAKES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -386,12 +390,23 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         return build(kind, value, path)  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{path}: got {value!r}, takes a list")
+            raise ValueError(f"{path}: got {_shown(value)}, takes a list")
         return tuple(_convert(get_args(kind)[0], item, path) for item in value)
     if isinstance(kind, UnionType):
         kind = next(option for option in get_args(kind) if option is not type(None))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and not abs(value) < 2**63:
+        raise ValueError(f"{path}: got {_shown(value)}, takes {_TAKES.get(kind, kind.__name__)} below 2**63")
+    if kind is float and number:
         return float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ValueError(f"{path}: got {value!r}, takes {_TAKES.get(kind, kind.__name__)}")
+        raise ValueError(f"{path}: got {_shown(value)}, takes {_TAKES.get(kind, kind.__name__)}")
     return value
+
+
+def _shown(value: object) -> str:
+    """A value as an error shows it: one that a hostile file made huge is cut short."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "a huge number"
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."

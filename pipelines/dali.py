@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcifar.data.errors import refuse
 from fastcifar.pipelines import libraries
 from fastcifar.pipelines import order as orders
 from fastcifar.pipelines.base import Batch, Contents, Fuser, Pipeline, Settings
@@ -60,9 +61,33 @@ class DaliPipeline(Pipeline):
         for start in range(0, len(order), self.batch_size):
             n = min(self.batch_size, len(order) - start)
             # DALI fills a last batch with images of the next epoch: left out here.
-            outputs = pipeline.run(torch.cuda.current_stream(self.device)) if on_gpu else pipeline.run()
+            outputs = self._run(pipeline)
             images, labels, indices = (_tensor(output)[:n] for output in outputs)
-            yield self._finish(images, labels.reshape(n), indices.reshape(n), epoch)
+            labels, indices = labels.reshape(n), indices.reshape(n)
+            if not on_gpu:  # there, it would make the GPU wait
+                self._check(labels.numpy(), indices.numpy(), order[start : start + n])
+            yield self._finish(images, labels, indices, epoch)
+
+    def _run(self, pipeline: Any) -> Any:
+        """A batch; `DataError` where DALI cannot parse the records. Only their places were checked beforehand."""
+        try:
+            if self.device.type == "cuda":
+                return pipeline.run(torch.cuda.current_stream(self.device))
+            return pipeline.run()
+        except RuntimeError as error:
+            if "readers.tfrecord" not in str(error) and "reshape" not in str(error):
+                raise
+            raise refuse(
+                self._records, "holds records that DALI cannot read", "what `fastcifar convert` wrote"
+            ) from None
+
+    def _check(self, labels_n: np.ndarray, indices_n: np.ndarray, expected_n: np.ndarray) -> None:
+        """`DataError` where a record is not of the image that the index names, or its label is no class."""
+        if not np.array_equal(indices_n, expected_n):
+            raise refuse(self._records, "holds records in another order", "that of its index")
+        if labels_n.min() < 0 or labels_n.max() >= self.contents.num_classes:
+            found = f"labels reach from {labels_n.min()} to {labels_n.max()}"
+            raise refuse(self._records, found, f"0 to {self.contents.num_classes - 1}")
 
     def _finish(self, images_nhwc: Tensor, labels: Tensor, indices: Tensor, epoch: int) -> Batch:
         if self._fuser is None:

@@ -54,7 +54,9 @@ def check(path: str | Path, part: str) -> Index:
     Reads no pixel and takes milliseconds; `verify` checks everything. `DataError` as from `read`.
     """
     index = read_index(path)
-    module_of(index.format).check(index.path, index.part(part))
+    labels_n = module_of(index.format).check(index.path, index.part(part))
+    if labels_n is not None:  # of ffcv, whose tables hold them
+        _checked_labels(index, part, labels_n, 0)
     return index
 
 

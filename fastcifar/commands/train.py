@@ -43,12 +43,17 @@ MAY_CHANGE = ("train.threads", "data.path")
 
 def settings(args: Args) -> list[str]:
     """The command line's shorthands and --set, as settings; --set has the last word."""
+    import json
+
+    def quoted(path: Path) -> str:
+        return json.dumps(str(path), ensure_ascii=False)  # TOML, whatever quotes are in it
+
     shorthands = {
-        "data.path": args.data and f"'{args.data}'",
+        "data.path": args.data and quoted(args.data),
         "data.dataset": args.dataset,
         "pipeline.name": args.pipeline,
         "seed": args.seed,
-        "train.start_from": args.start_from and f"'{args.start_from}'",
+        "train.start_from": args.start_from and quoted(args.start_from),
         "train.on_nonfinite": args.on_nonfinite,
     }
     return [f"{key}={value}" for key, value in shorthands.items() if value is not None] + list(args.set)
@@ -73,7 +78,7 @@ def run(args: Args) -> int:
     if args.resume is not None:
         if args.out is not None or args.recipe is not None:
             raise ValueError("--resume: goes on in the run's own folder by its own recipe, takes no --out or --recipe")
-        folder = RunFolder.open(args.resume)
+        folder = RunFolder.open(args.resume, claim=True)
         config = folder.read_config(settings(args))
         changed = [
             sentence

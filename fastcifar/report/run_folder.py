@@ -11,15 +11,17 @@ predictions.safetensors  logits, labels and indices of the test set
 card.json            the result
 """
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastcifar import config as configs
-from fastcifar.atomic import write_atomically
+from fastcifar.atomic import clear_away, write_atomically
 from fastcifar.config import Config
 
 
@@ -37,31 +39,55 @@ class RunFolder:
         self.nonfinite = path / "nonfinite.safetensors"
         self.predictions = path / "predictions.safetensors"
         self.card = path / "card.json"
+        self.release: Callable[[], object] = lambda: None
+        """Ends a claim; does nothing where there is none."""
 
     @classmethod
     def create(cls, path: Path | None, config: Config) -> "RunFolder":
-        """A new folder at `path`, or under ./runs with a name that says when and what. `ValueError` where a run is."""
-        if path is None:
-            stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-seed{config.seed}"
-            path = next(p for i in range(1000) if not (p := Path("runs") / (f"{stem}-{i}" if i else stem)).exists())
-        folder = cls(path)
+        """A new folder at `path`, or under ./runs with a name that says when and what; claimed, as by `claim`.
+
+        `ValueError` where a run is.
+        """
+        folder = cls(_new_folder(config) if path is None else path)
+        path = folder.path
+        folder.claim()
         if folder.config.exists():
+            folder.release()
             raise ValueError(f"--out: {path} holds a run already; go on with --resume {path}, or name another folder")
         path.mkdir(parents=True, exist_ok=True)
-        folder.config.write_text(configs.dumps(config), encoding="utf-8")
+        write_atomically(folder.config, configs.dumps(config).encode())
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
-        """The folder of an earlier run. `ValueError` where there is none."""
+    def open(cls, path: Path, *, claim: bool = False) -> "RunFolder":
+        """The folder of an earlier run; `claim` it to go on with the run. `ValueError` where there is none."""
         folder = cls(path)
         if not folder.config.is_file():
             raise ValueError(f"{path}: not a run folder (no {folder.config.name} in it)")
+        if claim:
+            folder.claim()
+            clear_away(path)
+            clear_away(folder.checkpoints)
         return folder
+
+    def claim(self) -> None:
+        """Keep other processes from writing here; `ValueError` says which one does.
+
+        Held until `release`, or until this object or its process is gone.
+        """
+        from fastcifar.artefacts.folder import claimed
+
+        stack = contextlib.ExitStack()
+        stack.enter_context(claimed(self.path.absolute(), wait=False))
+        self.release = weakref.finalize(self, stack.close)
 
     def read_config(self, settings: Sequence[str] = ()) -> Config:
         """The run's resolved configuration, with `section.key=value` settings on top."""
-        return configs.parse(self.config.read_text(encoding="utf-8"), settings, where=str(self.config))
+        try:
+            text = self.config.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{self.config}: not UTF-8 text, expected a run's settings as TOML") from None
+        return configs.parse(text, settings, where=str(self.config))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, one an epoch; none where there is no such file. `ValueError` names a bad line."""
@@ -75,16 +101,27 @@ class RunFolder:
         return _object(str(self.card), self.card.read_text(encoding="utf-8")) if self.card.is_file() else None
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
-        """Add one line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        """Add one line to metrics.jsonl. `OSError` names the file."""
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.metrics)) from None
 
     def keep_metrics_until(self, step: int) -> None:
         """Drop the lines of epochs that ended after `step`, and what is no line: a resumed run writes them again."""
         if self.metrics.exists():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) <= step]
+            kept = [line for line in self._metrics_lines() if _step(line) <= step]
             write_atomically(self.metrics, "".join(line + "\n" for line in kept).encode())
+
+    def last_metrics(self) -> dict[str, Any]:
+        """The last epoch's line of metrics.jsonl; empty where there is none."""
+        lines = self._metrics_lines() if self.metrics.exists() else []
+        return next((json.loads(line) for line in reversed(lines) if math.isfinite(_step(line))), {})
+
+    def _metrics_lines(self) -> list[str]:
+        """The lines of metrics.jsonl; one without its line feed was being written when its process died."""
+        return self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
 def _object(where: str, text: str) -> dict[str, Any]:
@@ -101,5 +138,16 @@ def _step(line: str) -> float:
     """The step that a line of metrics.jsonl is of; infinity for what is no such line."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf
+
+
+def _new_folder(config: Config) -> Path:
+    """An empty folder under ./runs, made here: of two runs that start at once, each gets its own."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.name}-seed{config.seed}"
+    for number in range(1000):
+        path = Path("runs") / (f"{stem}-{number}" if number else stem)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise ValueError(f"--out: runs/{stem} and 999 more are taken, name another folder")

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fastcifar.atomic import write_atomically
+from fastcifar.data.errors import quote
 from fastcifar.training.evaluation import Predictions
 from fastcifar.training.loop import State, Tally
 from fastcifar.training.schedules import Plateau
@@ -53,9 +54,9 @@ def load_weights(path: Path, network: nn.Module) -> None:
     for name in sorted(expected.keys() | tensors.keys()):
         found, wanted = tensors.get(name), expected.get(name)
         if found is None or wanted is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
-            raise ValueError(f"{path}: {name}: found {_shape(found)}, expected {_shape(wanted)}")
+            raise ValueError(f"{path}: {quote(name)}: found {_shape(found)}, expected {_shape(wanted)}")
         if found.is_floating_point() and not found.isfinite().all():
-            raise ValueError(f"{path}: {name}: found values that are not finite numbers")
+            raise ValueError(f"{path}: {quote(name)}: found values that are not finite numbers")
     network.load_state_dict(tensors)
 
 
@@ -89,7 +90,7 @@ def load_checkpoint(path: Path, state: State) -> None:
     """Put a checkpoint's state back. `ValueError` where it is damaged or of another network."""
     tensors, about = _read(path)
     if about.get("format") != FORMAT:
-        raise ValueError(f"{path}: found format {about.get('format')!r}, expected {FORMAT!r}")
+        raise ValueError(f"{path}: found format {quote(about.get('format'))}, expected {FORMAT!r}")
     try:
         states: list[dict[int, dict[str, Any]]] = [{} for _ in state.optimizers]
         for name, value in {**tensors, **about["scalars"]}.items():
@@ -107,8 +108,10 @@ def load_checkpoint(path: Path, state: State) -> None:
         state.plateau = Plateau(**about["plateau"])
         state.step, state.skipped_steps = int(about["step"]), int(about["skipped_steps"])
         state.best_accuracy, state.best_epoch = float(about["best"][0]), int(about["best"][1])
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path}: does not fit this run's network and optimiser: {error}") from None
+        if state.step < 0 or state.skipped_steps < 0:
+            raise ValueError(f"step is {state.step}, of which {state.skipped_steps} skipped")
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: does not fit this run's network and optimiser: {quote(str(error), 300)}") from None
 
 
 def load_latest(folder: Path, state: State) -> tuple[Path, list[str]]:
@@ -169,8 +172,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if not isinstance(about, dict):
                 raise ValueError("its metadata is no JSON object")
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a whole safetensors file: {error}") from None
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file: {quote(str(error), 300)}") from None
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -40,7 +40,7 @@ class Trained:
     num_train: int
     compiled: bool
     train_accuracy: float | None
-    """Of the last epoch; None where a resumed run had none to train."""
+    """Of the last epoch; None where there was none."""
     validation_accuracy: float | None
     """Of the last epoch; None where nothing is held out."""
     skipped_steps: int
@@ -76,23 +76,27 @@ def fit(
             _warm_up(network, forward, pipeline, session, clock)
         state = loop.new_state(network, config, session.dtype, teacher)
         if resume:
-            used, wrong = checkpoints.load_latest(folder.checkpoints, state)
-            for sentence in wrong:
-                reporter.line(f"passed over: {sentence}")
-            reporter.line(f"going on from {used}")
+            if checkpoints.checkpoint_paths(folder.checkpoints):
+                used, wrong = checkpoints.load_latest(folder.checkpoints, state)
+                for sentence in wrong:
+                    reporter.line(f"passed over: {sentence}")
+                reporter.line(f"going on from {used}")
+            else:
+                reporter.line("beginning anew: the run stopped before its first checkpoint")
             folder.keep_metrics_until(state.step)
         training = _Training(session, state, forward, pipeline, folder, clock, reporter, validation_rows_n, listeners)
         for listener in listeners:
             listener.started(config, folder)
         training.run()
-    train_accuracy = training.reports[-1].accuracy if training.reports else None
+    # From the metrics: a run that goes on after its last epoch has trained none itself.
+    last = folder.last_metrics()
     return Trained(
         session,
         network,
         pipeline.num_images,
         compiled,
-        train_accuracy,
-        training.validation_accuracy,
+        last.get("accuracy"),
+        last.get("validation_accuracy"),
         state.skipped_steps,
     )
 

@@ -1,0 +1,104 @@
+"""The fault campaign at a small size: every reader, a few moments of SIGKILL, a few runs in one process."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from cifar_files import make
+from faults.edits import Choices, Mutator, edited_bytes, edited_tree
+from faults.kill import SETTINGS, Case, result_of
+from faults.load import short_runs
+from faults.report import Finding, Report, Row
+from faults.shard import Board, judge
+from faults.targets import TARGETS, Target, Unpickle
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+class Unguarded:
+    """In the place of the audit hook, which no process gets rid of again."""
+
+    on, seen = False, ""
+
+
+LIGHT = [target for target in TARGETS if not target.name.startswith("pipeline")]
+
+
+@pytest.mark.parametrize("target", LIGHT, ids=lambda target: target.name)
+def test_every_reader_answers_or_refuses(target: type[Target], tmp_path: Path) -> None:
+    reader = target(tmp_path)
+    seeds = reader.seeds()
+    mutator = Mutator(seeds, seed=1)
+    inputs = [*random.Random(0).sample(seeds, min(40, len(seeds))), *(mutator.next() for _ in range(60))]
+    outcomes = [judge(reader, Unguarded(), data) for data in inputs]  # type: ignore[arg-type]
+    found = [outcome[1:] for outcome in outcomes if outcome[0] == "found"]
+    assert not found, found[0]
+    assert {"refused"} <= {outcome[0] for outcome in outcomes}
+
+
+def test_a_wrong_reader_is_found(tmp_path: Path) -> None:
+    class Wrong(Unpickle):
+        def read(self, data: bytes) -> None:
+            if len(data) > 3:
+                raise KeyError("step")
+            raise ValueError("no file is named")
+
+    reader = Wrong(tmp_path)
+    assert judge(reader, Unguarded(), b"abcd")[:2] == ("found", "KeyError: 'step'")  # type: ignore[arg-type]
+    assert judge(reader, Unguarded(), b"")[1].startswith("unclear error")  # type: ignore[arg-type]
+
+
+@given(st.binary(max_size=200))
+def test_edits_are_made_of_any_bytes(data: bytes) -> None:
+    good = {"a": [1, 2.5, "x", {"b": None}], "c": {"d": [True]}}
+    edited_tree(good, Choices(data))
+    assert good == {"a": [1, 2.5, "x", {"b": None}], "c": {"d": [True]}}
+    edited_bytes(b"good bytes" * 40, Choices(data))
+    assert edited_bytes(b"good", Choices(b"")) == b"good"
+
+
+def test_the_same_seed_makes_the_same_inputs() -> None:
+    first, second = (Mutator([b"abc", b"defg"], 7) for _ in range(2))
+    assert [first.next() for _ in range(50)] == [second.next() for _ in range(50)]
+
+
+def test_a_board_outlives_its_process(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board")
+    if not os.fork():
+        other = Board(tmp_path / "board")
+        other.current = b"the input under way"
+        other["inputs"] += 5
+        os._exit(9)
+    os.wait()
+    assert (board["inputs"], board.current) == (5, b"the input under way")
+
+
+def test_a_report_counts_and_shows_findings(tmp_path: Path) -> None:
+    report = Report(0, 1.0, "fuzzing is blind")
+    report.rows += [Row("fuzz", "tar", 10, 4, 5, 1), Row("fuzz", "index", 5, 0, 5)]
+    report.findings.append(Finding("fuzz", "tar", "KeyError", "tar-1.input"))
+    sums = report.to_json()["faults"]
+    assert sums == {"fuzz": {"tried": 15, "right": 4, "refused": 10, "findings": 1}}
+    assert "python -m faults --replay tar-1.input" in report.render()
+    assert report.save(tmp_path).exists()
+
+
+def test_a_run_that_is_killed_ends_in_the_same_bits(tmp_path: Path) -> None:
+    folder = make(tmp_path / "data", num_test=20).path
+    case = Case(tmp_path, "resident", folder)
+    assert "data.validation=0.2" in SETTINGS
+    assert not case.prepare()
+    for name, number in (("os.rename", 5), ("os.mkdir", 2)):
+        out, cache = tmp_path / f"{name}-run", tmp_path / f"{name}-cache"
+        code, said = case.run(out, cache, resume=False, kill=(name, number))
+        assert code == -9, said
+        code, said = case.run(out, cache, resume=(out / "config.toml").exists())
+        assert code == 0, said
+        assert result_of(out) == case.whole
+
+
+def test_short_runs_in_one_process_leave_nothing_behind() -> None:
+    done, wrong, _, _ = short_runs(8)
+    assert done == 8
+    assert not wrong
