@@ -1,13 +1,15 @@
 # Every target sets up .venv first where that is needed.
 BIN := .venv/bin
 
-.PHONY: help setup speedrun test gpu lint types clean
+.PHONY: help setup speedrun test gpu lint types faults audit lock clean
 
 help:
 	@echo "make speedrun   set up, then train a network to 94 % on CIFAR-10 (ARGS=... are passed on)"
 	@echo "make test       set up, then run the tests"
 	@echo "make gpu        set up, then check and measure a GPU within 10 minutes"
 	@echo "make lint types set up, then ruff and mypy"
+	@echo "make faults     set up, then try to break it for some minutes (ARGS=\"--minutes 10\")"
+	@echo "make audit      set up, then check that what is installed is what is pinned, and for known vulnerabilities"
 
 setup: .venv/.ready
 
@@ -34,6 +36,19 @@ types: setup
 	@for entry in fastcifar/*; do ln -s ../../$$entry .types/$$entry; done
 	@for name in pipelines kernels bench; do ln -s ../../$$name .types/fastcifar/$$name; done
 	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml -p fastcifar
+
+# Fuzzing, kills at random moments, full disks, many runs: a report with counts at the end.
+faults: setup
+	@cd tests && ../$(BIN)/python -m faults $(ARGS)
+
+audit: setup
+	@bash .ci/audit
+
+# Resolve the pins anew, keeping what they are where that is possible.
+lock: setup
+	$(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install -q uv
+	.venv/lock/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --extra dali --extra cuda --extra sweep --extra ffcv --extra dev -o constraints.txt
 
 clean:
 	rm -rf .venv .types build *.egg-info
