@@ -1,12 +1,14 @@
 # Every target sets up .venv first where that is needed.
 BIN := .venv/bin
 
-.PHONY: help setup speedrun test gpu lint types clean
+.PHONY: help setup speedrun test gpu faults audit lint types clean
 
 help:
 	@echo "make speedrun   set up, then train a network to 94 % on CIFAR-10 (ARGS=... are passed on)"
 	@echo "make test       set up, then run the tests"
 	@echo "make gpu        set up, then check and measure a GPU within 10 minutes"
+	@echo "make faults     set up, then do for 10 minutes what goes wrong, and count"
+	@echo "make audit      set up, then check pins, hashes and known vulnerabilities"
 	@echo "make lint types set up, then ruff and mypy"
 
 setup: .venv/.ready
@@ -23,6 +25,14 @@ gpu: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+# What goes wrong in the world, done to it: ten minutes, a report at the end. ARGS="--minutes 2 --only fuzz".
+faults: setup
+	@PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
+
+# Pins with hashes, and known vulnerabilities.
+audit: setup
+	@bash .ci/audit
 
 lint: setup
 	$(BIN)/ruff check .
