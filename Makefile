@@ -7,9 +7,9 @@ help:
 	@echo "make speedrun   set up, then train a network to 94 % on CIFAR-10 (ARGS=... are passed on)"
 	@echo "make test       set up, then run the tests"
 	@echo "make gpu        set up, then check and measure a GPU within 10 minutes"
+	@echo "make faults     set up, then do for 10 minutes what goes wrong, and count"
+	@echo "make audit      set up, then check pins, hashes and known vulnerabilities"
 	@echo "make lint types set up, then ruff and mypy"
-	@echo "make faults     set up, then try to break it for some minutes (ARGS=\"--minutes 10\")"
-	@echo "make audit      set up, then check that what is installed is what is pinned, and for known vulnerabilities"
 
 setup: .venv/.ready
 
@@ -26,6 +26,14 @@ gpu: setup
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
+# What goes wrong in the world, done to it: ten minutes, a report at the end. ARGS="--minutes 2 --only fuzz".
+faults: setup
+	@PYTHONPATH=tests $(BIN)/python -m faults $(ARGS)
+
+# Whether what is installed is what is pinned, and known vulnerabilities.
+audit: setup
+	@bash .ci/audit
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,13 +44,6 @@ types: setup
 	@for entry in fastcifar/*; do ln -s ../../$$entry .types/$$entry; done
 	@for name in pipelines kernels bench; do ln -s ../../$$name .types/fastcifar/$$name; done
 	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml -p fastcifar
-
-# Fuzzing, kills at random moments, full disks, many runs: a report with counts at the end.
-faults: setup
-	@cd tests && ../$(BIN)/python -m faults $(ARGS)
-
-audit: setup
-	@bash .ci/audit
 
 # Resolve the pins anew, keeping what they are where that is possible.
 lock: setup
