@@ -355,19 +355,19 @@ class Weights(Target):
         super().__init__(scratch)
         import torch
 
-        from fastcifar.config import TrainConfig
-        from fastcifar.training import averaging, checkpoints
+        from fastcifar.config import Config, TrainConfig
+        from fastcifar.training import checkpoints, loop
 
         torch.set_num_threads(1)
         self.torch, self.checkpoints = torch, checkpoints
         self.path = scratch / "weights.safetensors"
         torch.manual_seed(0)
         self.network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.Linear(2, 2))
-        self.optimizers = [torch.optim.SGD(self.network.parameters(), 0.1, momentum=0.9)]
+        self.state = loop.new_state(self.network, Config(train=TrainConfig(averaging="ema")), torch.float32, None)
         for parameter in self.network.parameters():
             parameter.grad = torch.ones_like(parameter)
-        self.optimizers[0].step()
-        self.averaging = averaging.Averaging(self.network, TrainConfig(averaging="ema"))
+        for optimizer in self.state.optimizers:
+            optimizer.step()
         self.write()
         self.good = self.path.read_bytes()
 
@@ -418,12 +418,12 @@ class Checkpoint(Weights):
     name = "checkpoint"
 
     def write(self) -> None:
-        self.checkpoints.save_checkpoint(self.path, 3, self.network, self.optimizers, self.averaging)
+        self.checkpoints.save_checkpoint(self.path, self.state, "name = 'tiny'")
 
     def load(self) -> None:
-        step = self.checkpoints.load_checkpoint(self.path, self.network, self.optimizers, self.averaging)
-        assert type(step) is int
-        assert step >= 0
+        self.checkpoints.load_checkpoint(self.path, self.state)
+        assert type(self.state.step) is int
+        assert self.state.step >= 0
 
 
 class Recipe(Target):
