@@ -61,5 +61,11 @@ def draw_finished(folder: RunFolder, source: Source, reporter: Reporter) -> list
     """
     run = Finished.load(folder, reporter)
     scored = score(run, images_for(run, reporter, None), reporter, predictions=load_predictions(folder.predictions))
-    shown = preview.augmented(run.config, source, reporter, num_images=NUM_PREVIEWED, num_epochs=NUM_PREVIEWED_EPOCHS)
+    try:
+        shown = preview.augmented(
+            run.config, source, reporter, num_images=NUM_PREVIEWED, num_epochs=NUM_PREVIEWED_EPOCHS
+        )
+    except ValueError as error:  # a set of a few images: no reason to end a run that is trained and scored
+        reporter.line(f"no picture of the augmentation: {error}")
+        shown = None
     return pictures.draw_run(folder, predicted=predicted(scored), augmented=shown)
