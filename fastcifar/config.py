@@ -297,7 +297,7 @@ def load(recipe: str, settings: Sequence[str] = ()) -> Config:
         except UnicodeDecodeError:
             raise ValueError(f"{recipe}: not UTF-8 text, expected a recipe in TOML") from None
     else:
-        raise ValueError(f"recipe: got {recipe!r}, takes a .toml file or one of: {', '.join(recipe_names())}")
+        raise ValueError(f"recipe: got {_shown(recipe)}, takes a .toml file or one of: {', '.join(recipe_names())}")
     return parse(text, settings, where=recipe)
 
 
@@ -345,7 +345,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     """Put one `section.key=value` into the tree; the value is TOML, or else a bare string."""
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
-        raise ValueError(f"--set: got {setting!r}, takes section.key=value")
+        raise ValueError(f"--set: got {_shown(setting)}, takes section.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -354,7 +354,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     for part in path:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
-            raise ValueError(f"--set: {key!r}: {part!r} is a value, not a section")
+            raise ValueError(f"--set: {_shown(key)}: {_shown(part)} is a value, not a section")
     tree[last] = value
 
 
@@ -378,7 +378,7 @@ def build(kind: type, tree: Any, path: str) -> Any:
 
 
 def _join(path: str, key: str) -> str:
-    shown = key if key and key.isprintable() and len(key) <= 80 else ascii(key[:80])
+    shown = key if key and key.isprintable() and len(key) <= 60 else ascii(key)[:60]
     return f"{path}.{shown}" if path else shown
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 MAX_SIDE_PX = 256
+MAX_SHOWN = 60
+"""Characters of a wrong value that an error quotes."""
 PADDING_MODES = ("reflect", "constant")
 FLIPS = ("none", "random", "alternating")
 MIX_SCOPES = ("batch", "image")
@@ -12,7 +14,9 @@ MIX_SCOPES = ("batch", "image")
 
 def _require(holds: bool, setting: str, got: object, takes: str) -> None:
     if not holds:
-        raise ValueError(f"{setting}: got {got!r}, takes {takes}")
+        shown = ascii(got)
+        shown = shown if len(shown) <= MAX_SHOWN else shown[: MAX_SHOWN - 3] + "..."
+        raise ValueError(f"{setting}: got {shown}, takes {takes}")
 
 
 def _is_integer(value: object) -> bool:

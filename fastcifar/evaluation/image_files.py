@@ -1,5 +1,6 @@
 """PNG and JPEG files into arrays: one size, three channels, or one line that says which file is otherwise."""
 
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -75,7 +76,8 @@ def _read(path: Path, size_px: tuple[int, int], resize: bool) -> np.ndarray:
 
     height, width = size_px
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
+        # From memory: of a file, Pillow would take room for as many bytes as a damaged length says.
+        with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG", "JPEG")) as image:
             if image.size != (width, height) and not resize:
                 found = f"is {image.height} x {image.width} pixels"
                 raise refuse(path, found, f"{height} x {width}, or --resize to scale it")

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,9 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         # Mapped, so that a header cannot ask for more memory than the file has bytes.
         return np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, OverflowError, SyntaxError) as error:
-        raise refuse(path, f"cannot be read ({error})", f"a .npy file of {_LAYOUTS}") from None
+    except (ValueError, EOFError, OverflowError, SyntaxError, TokenError, MemoryError, RecursionError):
+        # NumPy parses the header as Python's literals, and says what a parser says.
+        raise refuse(path, "cannot be read (NumPy makes nothing of its header)", f"a .npy file of {_LAYOUTS}") from None
 
 
 def _read_folder(path: Path, resize: bool) -> Unlabelled:

@@ -510,9 +510,59 @@ class Run(Target):
         return bool(re.match(r"\S+: ", message))
 
 
+class Submission(Target):
+    """Unlabelled images as `predict` takes them: a pickle with or without ids, a .npy, a folder with one odd PNG."""
+
+    name = "submission"
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        from PIL import Image
+
+        self.inputs = import_module("fastcifar.submission.inputs")
+        planar = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
+        images = planar.reshape(2, 3, 32, 32).transpose(0, 2, 3, 1).copy()
+        contents: list[dict[str, object]] = [
+            {"data": planar, "ids": np.array([7, 3])},
+            {"data": images, "ids": [0, 1]},
+            {"data": planar},
+        ]
+        self.pickles = [pickle.dumps(content, protocol) for content in contents for protocol in (2, 4)]
+        file = io.BytesIO()
+        np.save(file, images)
+        self.npy = file.getvalue()
+        file = io.BytesIO()
+        Image.fromarray(images[0]).save(file, "png")
+        self.png = file.getvalue()
+        self.folder = scratch / "images"
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "1.png").write_bytes(self.png)
+
+    def seeds(self) -> list[bytes]:
+        whole = [b"\0" + data for data in (*self.pickles, *HOSTILE_PICKLES)]
+        return [*whole, b"\2" + self.npy, b"\4" + self.png, *super().seeds()]
+
+    def read(self, data: bytes) -> None:
+        choices = Choices(data)
+        mode = choices.below(256) % 6
+        path, good = (
+            (self.scratch / "input.pickle", self.pickles[choices.below(len(self.pickles))] if mode % 2 else b""),
+            (self.scratch / "input.npy", self.npy),
+            (self.folder / "2.png", self.png),
+        )[mode // 2]
+        path.write_bytes(edited_bytes(good, choices) if mode % 2 else choices.rest())
+        read = self.inputs.read(self.folder if mode // 2 == 2 else path)
+        assert read.images_nhwc.dtype == np.uint8
+        assert read.images_nhwc.shape[1:] == (32, 32, 3)
+        if read.ids_n is not None:
+            assert read.ids_n.dtype == np.int64
+            assert len(set(read.ids_n.tolist())) == len(read.images_nhwc)
+            assert read.ids_n.min(initial=0) >= 0
+
+
 TARGETS: tuple[type[Target], ...] = (
     Unpickle, CifarPython, CifarBinary, Cifar100, Tar, Index, ArtefactNpy, ArtefactFfcv, ArtefactDali, Recipe, Run,
-    Weights, Checkpoint, PipelineFfcv, PipelineDali,
+    Submission, Weights, Checkpoint, PipelineFfcv, PipelineDali,
 )  # fmt: skip
 
 _EDITS = [bytes([7 * i % 256, 11 * i % 256, 0, 0, 0, i, 255 - i, 128, i]) for i in range(8)]
