@@ -37,6 +37,7 @@ def main() -> int:
 
     if args.replay:
         return fuzz.replay(args.replay)
+    args.out = args.out.absolute()  # so that what the report names is found from anywhere
     args.out.mkdir(parents=True, exist_ok=True)
     start_s = time.monotonic()
     guided = "guided by coverage (atheris)" if fuzz.engine() == "atheris" else "blind: atheris is not installed"
