@@ -253,7 +253,7 @@ class Artefact(Target):
         raw = edited_bytes(self.good[name], choices) if mode % 2 == 0 else choices.rest()
         if name.endswith(".tfrecord") and mode % 4 < 2:
             raw = _with_crcs(raw)
-        (self.folder / name).write_bytes(raw)
+        _put(self.folder / name, raw)
         if mode % 4 >= 1:
             content = json.loads(self.good["index.json"])
             del content["sha256"]
@@ -263,7 +263,7 @@ class Artefact(Target):
                         file |= {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
             digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
             text = json.dumps({**content, "sha256": digest}, indent=1).encode() + b"\n"
-            (self.folder / "index.json").write_bytes(text)
+            _put(self.folder / "index.json", text)
         return choices
 
     def restore(self) -> None:
@@ -271,7 +271,7 @@ class Artefact(Target):
         for name, data in self.good.items():
             path = self.folder / name
             if path.stat().st_size != len(data) or path.read_bytes() != data:
-                path.write_bytes(data)
+                _put(path, data)
 
     def read(self, data: bytes) -> None:
         try:
@@ -291,6 +291,13 @@ class Artefact(Target):
     def seeds(self) -> list[bytes]:
         more = [bytes([4 * i + mode, *edit]) for i in range(4) for mode in (0, 1, 2, 3) for edit in _EDITS]
         return super().seeds() + more
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Put a file in the place of another, as artefacts are written: one that is still mapped must not shrink."""
+    new = path.with_suffix(".new")
+    new.write_bytes(data)
+    new.replace(path)
 
 
 class ArtefactFfcv(Artefact):
