@@ -76,8 +76,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("fastcifar" + re.sub(r"\s+", " ", message), file=sys.stderr)
+    print("fastcifar" + one_line(message), file=sys.stderr)
     return code
+
+
+def one_line(message: str, most: int = 1500) -> str:
+    """A message as a terminal may show it: one line, no control characters, the middle of a huge one left out."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in re.sub(r"\s+", " ", message))
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
 
 
 def _run(name: str, rest: list[str]) -> int:

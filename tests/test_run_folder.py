@@ -17,7 +17,7 @@ from cifar_files import make
 
 from fastcifar import config as configs
 from fastcifar.atomic import write_atomically
-from fastcifar.cli import main
+from fastcifar.cli import main, one_line
 from fastcifar.report.run_folder import RunFolder
 
 CONFIG = configs.load("speedrun")
@@ -128,7 +128,7 @@ def test_a_disk_without_room_is_one_line(small_disk: Path, tmp_path: Path, capsy
 
 READ_ONLY = """
 import os, sys
-from fastcifar.cli import main
+from fastcifar.cli import main, one_line
 os.setgid(65534); os.setuid(65534)
 sys.exit(main(sys.argv[1:]))
 """
@@ -160,6 +160,13 @@ def test_a_path_with_spaces_and_other_alphabets_works(tmp_path: Path, monkeypatc
     assert main([*train, *small]) == 0
     torch.set_num_threads(threads)
     assert main(["evaluate", str(odd / "my run")]) == 0
+
+
+def test_a_hostile_message_is_one_printable_line() -> None:
+    shown = one_line("run\n\x1b[2J: " + "a" * 9_000 + " takes\u202e one")
+    assert shown.startswith(r"run \x1b[2J: aaa")
+    assert shown.endswith(r"aaa takes\u202e one")
+    assert len(shown) < 1_600
 
 
 def test_no_home_is_no_matter(tmp_path: Path) -> None:

