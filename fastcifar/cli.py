@@ -11,6 +11,7 @@ from fastcifar.interruption import InterruptedRunError
 COMMANDS = {
     "speedrun": "train the fastest network for this device to a target accuracy; one result card at the end",
     "train": "train by a recipe, with settings changed on the command line",
+    "record": "train many times, test the mean against a target, and write the record down",
     "sweep": "search settings on the validation split, by any number of workers, and go on where one stopped",
     "evaluate": "score a finished run: by class, calibration, mistakes, corruptions; on the test set or other images",
     "compare": "several runs in one table and one plot",

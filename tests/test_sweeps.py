@@ -209,7 +209,7 @@ def test_a_bad_trial_is_ended_early(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         plots.draw_history(study, tmp_path / "history.png")
 
 
-@pytest.mark.parametrize("error", [NonFiniteLossError("the loss is nan at step 3"), ValueError("model: too large")])
+@pytest.mark.parametrize("error", [NonFiniteLossError("the loss is nan at step 3", 3), ValueError("model: too large")])
 def test_settings_that_cannot_be_trained_are_an_answer(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

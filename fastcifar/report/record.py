@@ -1,0 +1,123 @@
+"""Records: n runs of one recipe, what they reached, whether that meets a target, and what they took."""
+
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastcifar.atomic import write_atomically
+
+MIN_RUNS, MAX_P = 10, 0.01
+KEPT = ("config.toml", "metrics.jsonl", "environment.json", "card.json")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Runs of one recipe taken together. Accuracies are shares of the test set, read once a run."""
+
+    kind: str
+    """record (10 runs or more whose mean meets the target by the test), missed, or trial (fewer runs)."""
+    recipe: str
+    dataset: str
+    device: str
+    num_runs: int
+    target: float
+    tta: str
+    accuracy_mean: float
+    accuracy_deviation: float | None
+    tta_accuracy_mean: float
+    tta_accuracy_deviation: float | None
+    p_value: float | None
+    """Of a one-sided t-test: how likely such accuracies with TTA are, were the true mean the target or less."""
+    counted_mean_s: float
+    """Training and final evaluation, as the published records count."""
+    wall_mean_s: float
+    """All that a user waits for: loading, converting, compiling and warm-up too."""
+    wall_first_s: float
+    """Of the first run, whose caches may have been cold."""
+    wall_rest_s: float | None
+    """Mean of the others, whose caches were warm."""
+    energy_mean_j: float | None
+    """Of a run, where the device tells it."""
+
+    @property
+    def sentence(self) -> str:
+        """The record in one line."""
+        spread = "" if self.tta_accuracy_deviation is None else f" +- {100 * self.tta_accuracy_deviation:.2f}"
+        p = "" if self.p_value is None else f", p = {self.p_value:.2g}"
+        return (
+            f"{self.kind}: {self.num_runs} runs of {self.recipe} on {self.dataset}, {self.device}: "
+            f"{100 * self.tta_accuracy_mean:.2f} %{spread} with TTA ({self.tta}), target {100 * self.target:g} %{p}; "
+            f"{self.counted_mean_s:,.1f} s of training and evaluation, {self.wall_mean_s:,.1f} s on the clock"
+        )
+
+
+def take_together(cards: Sequence[dict[str, Any]], target: float, energies_j: Sequence[float | None]) -> Record:
+    """The record of runs' cards. `ValueError` where they are not of one recipe, data set and device."""
+    for name in ("recipe", "dataset", "device", "tta", "epochs", "batch_size"):
+        if len({str(card[name]) for card in cards}) != 1:
+            raise ValueError(f"a record takes runs of one {name}, got {sorted({str(card[name]) for card in cards})}")
+    accuracies = [card["tta_accuracy"] for card in cards]
+    p_value = _p_value(accuracies, target)
+    kind = "trial"
+    if len(cards) >= MIN_RUNS:
+        kind = "record" if p_value is not None and p_value < MAX_P else "missed"
+    walls_s = [card["seconds"]["total"] for card in cards]
+    energies = [energy for energy in energies_j if energy is not None]
+    return Record(
+        kind=kind,
+        recipe=cards[0]["recipe"],
+        dataset=cards[0]["dataset"],
+        device=cards[0]["device"],
+        num_runs=len(cards),
+        target=target,
+        tta=cards[0]["tta"],
+        accuracy_mean=statistics.mean(card["accuracy"] for card in cards),
+        accuracy_deviation=_deviation([card["accuracy"] for card in cards]),
+        tta_accuracy_mean=statistics.mean(accuracies),
+        tta_accuracy_deviation=_deviation(accuracies),
+        p_value=p_value,
+        counted_mean_s=statistics.mean(card["seconds"]["train"] + card["seconds"]["evaluate"] for card in cards),
+        wall_mean_s=statistics.mean(walls_s),
+        wall_first_s=walls_s[0],
+        wall_rest_s=statistics.mean(walls_s[1:]) if walls_s[1:] else None,
+        energy_mean_j=statistics.mean(energies) if len(energies) == len(cards) else None,
+    )
+
+
+def keep(run: Path, place: Path, energy_j: float | None) -> None:
+    """Copy what a record keeps of a run's folder to `place`, without paths on this machine."""
+    place.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        text = (run / name).read_text(encoding="utf-8")
+        if name == "config.toml":
+            text = re.sub(r'^path = ".*"$', 'path = ""', text, flags=re.MULTILINE)
+        elif name == "environment.json":
+            about = {key: value for key, value in json.loads(text).items() if key != "command"}
+            text = json.dumps({**about, "energy_j": energy_j}, indent=2) + "\n"
+        elif name == "card.json":
+            card = json.loads(text)
+            card |= {"run": place.name, "source": Path(card["source"]).name}
+            text = json.dumps(card, indent=2) + "\n"
+        write_atomically(place / name, text.encode())
+
+
+def write(place: Path, record: Record) -> None:
+    """Write the record beside its runs."""
+    write_atomically(place / "record.json", (json.dumps(asdict(record), indent=2) + "\n").encode())
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _p_value(accuracies: Sequence[float], target: float) -> float | None:
+    """None where the runs are too few, or too alike, for a t-test."""
+    if len(accuracies) < 2 or statistics.stdev(accuracies) == 0:
+        return None
+    from scipy import stats
+
+    return float(stats.ttest_1samp(accuracies, target, alternative="greater").pvalue)
