@@ -8,7 +8,7 @@ import pytest
 from cifar_files import make
 from faults.edits import Choices, Mutator, edited_bytes, edited_tree
 from faults.kill import SETTINGS, Case, result_of
-from faults.load import short_runs
+from faults.load import runs_at_once, short_runs
 from faults.report import Finding, Report, Row
 from faults.shard import Board, judge
 from faults.targets import TARGETS, Target, Unpickle
@@ -102,3 +102,7 @@ def test_short_runs_in_one_process_leave_nothing_behind() -> None:
     done, wrong, _, _ = short_runs(8)
     assert done == 8
     assert not wrong
+
+
+def test_runs_at_once_share_a_cache() -> None:
+    assert runs_at_once(["resident", "resident"]) == ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cifar_files import make
@@ -96,6 +98,45 @@ def epochs_left_early(name: str, count: int, end_s: float = float("inf")) -> tup
     return done, grown(before, after)
 
 
+def runs_at_once(names: Sequence[str]) -> str:
+    """Runs that start together on an empty cache, one for each of the pipelines named: what is wrong, or nothing.
+
+    They have one seed, so the pipelines over the fused kernel give one set of weights, and each file that they left in
+    the cache they share must verify.
+    """
+    from fastcifar import artefacts
+
+    with tempfile.TemporaryDirectory() as home:
+        data = make(Path(home) / "data", num_test=10).path
+        environment = {**os.environ, "XDG_CACHE_HOME": f"{home}/cache", "OMP_NUM_THREADS": "1"}
+        sets = [part for setting in SETTINGS for part in ("--set", setting)]
+        common = ["train", "--data", str(data), "--no-pictures", *sets]
+        folders = [Path(home) / f"run{number}" for number in range(len(names))]
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "fastcifar.cli", *common, "--pipeline", name, "--out", str(folder)],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for name, folder in zip(names, folders, strict=True)
+        ]
+        for process in started:
+            said = process.communicate()[1]
+            if process.returncode:
+                return f"exit code {process.returncode}: {said[-300:]}"
+        if len({(folder / "weights.safetensors").read_bytes() for folder in folders}) != 1:
+            return "the same seed gave different weights"
+        indices = list(Path(home, "cache").rglob("index.json"))
+        if not indices:
+            return "no artefact in the cache"
+        for index in indices:
+            if not all(finding.passed for finding in artefacts.verify(index.parent)):
+                return f"{index.parent.name}: does not verify"
+    return ""
+
+
 def run(report: Report, seconds: float, tell: Callable[[str], None], runs: int, epochs: int) -> None:
     """Both, as far as the time goes."""
     from faults.kill import pipelines_here
@@ -111,6 +152,13 @@ def run(report: Report, seconds: float, tell: Callable[[str], None], runs: int, 
                 done, wrong = epochs_left_early(name, epochs, end_s)
                 _note(report, Row("load", f"epochs left early, {name}", done, done), wrong, epochs)
                 tell(f"load {name}: {done} epochs left early: {wrong or 'flat'}")
+            fused = [name for name in names if name != "torchvision"]
+            wrong = runs_at_once([fused[number % len(fused)] for number in range(4)])
+            row = Row("load", "runs at once, one cache", 4, 0 if wrong else 4, findings=int(bool(wrong)))
+            report.rows.append(row)
+            if wrong:
+                report.findings.append(Finding("load", row.what, wrong))
+            tell(f"load: four runs at once: {wrong or 'the same bits, and every artefact whole'}")
             done, wrong, first, last = short_runs(runs, begun_s + seconds)
             row = Row("load", "runs in one process", done, done)
             row.note = f"{first['memory_kib'] >> 10} -> {last['memory_kib'] >> 10} MiB, {last['files']} files"
