@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fastcifar import config as configs
 from fastcifar.config import Config
-from fastcifar.interruption import InterruptedRunError
+from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.pipelines import Batch
 from fastcifar.report.card import Card
 from fastcifar.report.progress import Reporter
@@ -318,3 +318,35 @@ def test_resuming_with_another_configuration_names_each_difference(folder: Path,
     with pytest.raises(ValueError, match=r"optimizer.lr is 0.12, got 0.5; train.epochs is 1.0, got 2.0$"):
         command(Args(resume=tmp_path / "run", set=changes))
     assert command(Args(resume=tmp_path / "run", set=("train.threads=1",))) == 0
+
+
+def test_the_first_signal_asks_and_the_second_is_the_systems() -> None:
+    with StopRequest() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.exit_code == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_resuming_with_other_threads_says_that_bits_may_differ(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        train(small_config(folder, "train.epochs=1", "train.threads=1"), tmp_path / "run")
+        assert "bits may differ" not in capsys.readouterr().out
+        train(small_config(folder, "train.epochs=1", "train.threads=2"), tmp_path / "run", resume=True)
+        assert "its last bits may differ" in capsys.readouterr().out
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_clock_that_jumps_changes_no_duration(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import itertools
+    import time
+
+    jumps = itertools.cycle([0.0, -1e6, 3e7, -3e7])
+    honest = time.time
+    monkeypatch.setattr(time, "time", lambda: honest() + next(jumps))
+    card = train(small_config(folder, "train.epochs=1"), tmp_path / "run")
+    assert all(0 <= value < 600 for name, value in card.seconds.items() if name != "start")
