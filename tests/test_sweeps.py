@@ -87,7 +87,7 @@ def quick_fit(config: Config, source: Source, folder: RunFolder, *args: object, 
     for epoch in range(1, int(config.train.epochs) + 1):
         for listener in listeners:
             listener.epoch({"dataset": "cifar10-small", "epoch": epoch, "validation_accuracy": accuracy})
-    return SimpleNamespace(validation=[accuracy])
+    return SimpleNamespace(validation_accuracy=accuracy)
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def test_a_bad_trial_is_ended_early(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             for listener in listeners:
                 entry = {"dataset": "cifar10-small", "epoch": epoch, "validation_accuracy": 0.5 - 0.01 * number}
                 listener.epoch(entry)
-        return SimpleNamespace(validation=[0.5 - 0.01 * number])
+        return SimpleNamespace(validation_accuracy=0.5 - 0.01 * number)
 
     monkeypatch.setattr(training, "fit", fit)
     job = job_for(tmp_path, trials=12, sampler="random", pruner=pruner, epochs=9)
