@@ -21,5 +21,5 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def clear_away(folder: Path) -> None:
     """Remove what `write_atomically` left in a folder when its process was killed; only while nobody writes there."""
-    for temporary in folder.glob(".*.tmp"):
+    for temporary in folder.glob(".*.[0-9]*.tmp"):
         temporary.unlink(missing_ok=True)

@@ -57,6 +57,14 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     assert os.listdir(folder.path) == ["config.toml"]
 
 
+def test_a_run_killed_as_its_folder_began_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / ".config.toml.4711.tmp", tmp_path / ".notes.tmp"
+    ours.write_text("cut off")
+    theirs.write_text("a person's")
+    RunFolder.create(tmp_path, CONFIG).release()
+    assert not ours.exists() and theirs.exists()
+
+
 def test_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")  # a clock that stands still, or jumps back

@@ -55,6 +55,7 @@ class RunFolder:
             folder.release()
             raise ValueError(f"--out: {path} holds a run already; go on with --resume {path}, or name another folder")
         path.mkdir(parents=True, exist_ok=True)
+        clear_away(path)
         write_atomically(folder.config, configs.dumps(config).encode())
         return folder
 
