@@ -6,7 +6,7 @@ Loops run over chunks of fixed length, so that all of them become vector instruc
 import numpy as np
 
 from fastcifar.kernels.numba_jit import compiled
-from fastcifar.kernels.numba_vector import moved
+from fastcifar.kernels.numba_vector import LANES, lit_to_bfloat16, moved, plain_to_bfloat16, prefetch
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 CHUNK = 96  # a multiple of the three channels and of every vector's length
@@ -59,30 +59,49 @@ def _lit(value, scale, shift, brightness, contrast):
 
 
 @compiled
-def to_bfloat16(pixels, count, scale, shift, brightness, contrast, out):
-    """Normalise count values; scale and shift are repeated to [CHUNK]; all are pointers."""
+def pair_up(values, pairs):
+    """Copy CHUNK values as to_bfloat16 wants them: of every 2 LANES those at even places, then those at odd ones."""
+    for first in range(0, CHUNK, 2 * LANES):
+        for j in range(LANES):
+            pairs[first + j], pairs[first + LANES + j] = values[first + 2 * j], values[first + 2 * j + 1]
+
+
+@compiled
+def to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, brightness, contrast, ahead, out):
+    """Normalise count values; scale and shift are repeated to [CHUNK], and paired up; all are pointers.
+
+    Meanwhile, as many bytes at ahead are asked for. That is done chunk by chunk: all at once they would be more than a
+    core can wait for, and it would stand still.
+    """
     # Without light two operations would change nothing: what they are applied to is never minus zero.
     plain = brightness == _ZERO and contrast == _ONE
     full = count // CHUNK
     for _ in range(full):
-        if plain:
-            for j in range(CHUNK):
-                out[j] = bfloat16_bits(_normal(pixels[j], scale[j], shift[j]))
-        else:
-            for j in range(CHUNK):
-                out[j] = bfloat16_bits(_lit(pixels[j], scale[j], shift[j], brightness, contrast))
+        prefetch(ahead)
+        prefetch(moved(ahead, 64))
+        ahead = moved(ahead, CHUNK)
+        for first in range(0, CHUNK, 2 * LANES):
+            to, of = moved(out, first), moved(pixels, first)
+            scales, shifts = moved(scale_pairs, first), moved(shift_pairs, first)
+            if plain:
+                plain_to_bfloat16(to, of, scales, shifts, brightness, contrast)
+            else:
+                lit_to_bfloat16(to, of, scales, shifts, brightness, contrast)
         pixels, out = moved(pixels, CHUNK), moved(out, CHUNK)
     for j in range(count - full * CHUNK):
         out[j] = bfloat16_bits(_lit(pixels[j], scale[j], shift[j], brightness, contrast))
 
 
 @compiled
-def to_float16(pixels, count, scale, shift, brightness, contrast, out):
+def to_float16(pixels, count, scale, shift, brightness, contrast, ahead, out):
     """As to_bfloat16."""
     # Without light two operations would change nothing: what they are applied to is never minus zero.
     plain = brightness == _ZERO and contrast == _ONE
     full = count // CHUNK
     for _ in range(full):
+        prefetch(ahead)
+        prefetch(moved(ahead, 64))
+        ahead = moved(ahead, CHUNK)
         if plain:
             for j in range(CHUNK):
                 out[j] = float16_bits(_normal(pixels[j], scale[j], shift[j]))
@@ -95,12 +114,15 @@ def to_float16(pixels, count, scale, shift, brightness, contrast, out):
 
 
 @compiled
-def to_float32(pixels, count, scale, shift, brightness, contrast, out):
-    """As to_bfloat16; pixels may be float32 as well, and the same place as out."""
+def to_float32(pixels, count, scale, shift, brightness, contrast, ahead, out):
+    """As to_bfloat16."""
     # Without light two operations would change nothing: what they are applied to is never minus zero.
     plain = brightness == _ZERO and contrast == _ONE
     full = count // CHUNK
     for _ in range(full):
+        prefetch(ahead)
+        prefetch(moved(ahead, 64))
+        ahead = moved(ahead, CHUNK)
         if plain:
             for j in range(CHUNK):
                 out[j] = _normal(pixels[j], scale[j], shift[j])
@@ -113,25 +135,48 @@ def to_float32(pixels, count, scale, shift, brightness, contrast, out):
 
 
 @compiled
-def normalise(pixels, count, scale, shift, brightness, contrast, kind, out16, out32):
-    """Normalise count bytes to out16 or out32, by kind."""
-    if kind == BFLOAT16:
-        to_bfloat16(pixels, count, scale, shift, brightness, contrast, out16)
-    elif kind == FLOAT16:
-        to_float16(pixels, count, scale, shift, brightness, contrast, out16)
+def normalise_plane(values, count, scale, shift, brightness, contrast):
+    """Normalise count values of one channel, in place."""
+    if brightness == _ZERO and contrast == _ONE:
+        for j in range(count):
+            values[j] = _normal(values[j], scale, shift)
     else:
-        to_float32(pixels, count, scale, shift, brightness, contrast, out32)
+        for j in range(count):
+            values[j] = _lit(values[j], scale, shift, brightness, contrast)
 
 
 @compiled
-def cast(values, count, kind, out16, out32):
-    """Cast count float32 values to out16 or out32, by kind."""
+def normalise(pixels, count, scale, shift, scale_pairs, shift_pairs, brightness, contrast, kind, ahead, out16, out32):
+    """Normalise count bytes to out16 or out32, by kind."""
+    if kind == BFLOAT16:
+        to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, brightness, contrast, ahead, out16)
+    elif kind == FLOAT16:
+        to_float16(pixels, count, scale, shift, brightness, contrast, ahead, out16)
+    else:
+        to_float32(pixels, count, scale, shift, brightness, contrast, ahead, out32)
+
+
+@compiled
+def to_words(values, count, kind, words):
+    """Cast count float32 values to 16 bits, by kind."""
     if kind == BFLOAT16:
         for j in range(count):
-            out16[j] = bfloat16_bits(values[j])
-    elif kind == FLOAT16:
-        for j in range(count):
-            out16[j] = float16_bits(values[j])
+            words[j] = bfloat16_bits(values[j])
     else:
         for j in range(count):
-            out32[j] = values[j]
+            words[j] = float16_bits(values[j])
+
+
+@compiled
+def blend(values, others, count, weight, kind, out16, out32):
+    """Write the mean of count float32 values, whose weight is given, and others to out16 or out32, by kind."""
+    rest = _ONE - weight
+    if kind == BFLOAT16:
+        for j in range(count):
+            out16[j] = bfloat16_bits(values[j] * weight + others[j] * rest)
+    elif kind == FLOAT16:
+        for j in range(count):
+            out16[j] = float16_bits(values[j] * weight + others[j] * rest)
+    else:
+        for j in range(count):
+            out32[j] = values[j] * weight + others[j] * rest

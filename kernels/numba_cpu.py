@@ -20,7 +20,7 @@ from fastcifar.kernels import checks
 from fastcifar.kernels.numba_cast import BFLOAT16, FLOAT16, FLOAT32
 from fastcifar.kernels.numba_draw import draw_range, fisher_yates, is_possible, rows_inside
 from fastcifar.kernels.numba_jit import compiled_for
-from fastcifar.kernels.numba_pixels import augment_range, layout
+from fastcifar.kernels.numba_pixels import augment_range, scratch_bytes
 from fastcifar.kernels.numba_types import PARALLEL_AUGMENT, PARALLEL_DRAW
 from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, is_reflect
 
@@ -234,7 +234,7 @@ def _scratch(num_tasks: int, num_bytes: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _scratch_bytes(height: int, width: int) -> int:
-    return layout(height, width)[-1]
+    return scratch_bytes(height, width)
 
 
 _LOCK = threading.Lock()

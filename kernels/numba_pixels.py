@@ -1,7 +1,8 @@
 """Pixels, compiled for the CPU: image by image, in bands of rows, through buffers that stay in the first-level cache.
 
-A band is assembled in uint8 (crop, flip, CutMix of equally lit images), normalised, cast and written. What cannot be
-said in uint8 (MixUp, differently lit partners, rotation, colour) goes through a band of float32 instead.
+A band is assembled in uint8 (crop, flip, CutMix of equally lit images), normalised, cast and written, or two bands are
+blended on the way (MixUp). What is more than that (rotation, colour, differently lit partners) goes through planes of
+float32.
 
 Arguments are pointers, named as the arrays would be; `place` holds the images' height, width and whether they are
 extended by reflection, and `task` the buffers of one thread.
@@ -11,26 +12,32 @@ from collections import namedtuple
 
 import numpy as np
 
-from fastcifar.kernels.numba_cast import CHUNK, FLOAT32, cast, normalise, to_float32
+from fastcifar.kernels.numba_cast import (
+    CHUNK,
+    FLOAT32,
+    blend,
+    normalise,
+    normalise_plane,
+    pair_up,
+    to_float32,
+    to_words,
+)
 from fastcifar.kernels.numba_colour import saturate, turn_hue
 from fastcifar.kernels.numba_jit import compiled, compiled_for
-from fastcifar.kernels.numba_rows import (
-    fill_offsets,
-    fill_texture,
-    move_rows,
-    rotate_rows,
-    rotation_reach,
-)
+from fastcifar.kernels.numba_rows import Row, fill_offsets, fill_texture, move_rows, rotate_rows, rotation_reach
 from fastcifar.kernels.numba_types import SERIAL_AUGMENT
 from fastcifar.kernels.numba_vector import (
+    LANES,
     SLACK,
     bytes_at,
     copy_bytes,
     floats_at,
     ints_at,
+    join_pixels,
     moved,
     pointer_to,
     prefetch,
+    split_pixels,
     words_at,
 )
 from fastcifar.kernels.plan import (
@@ -46,14 +53,16 @@ from fastcifar.kernels.plan import (
     WEIGHT,
 )
 
-BAND_VALUES = 3072  # one 32x32 image
+BAND_PIXELS = 1024  # one 32x32 image
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 Place = namedtuple("Place", "height width reflect num_rows")
+Planes = namedtuple("Planes", "reds greens blues")
 Task = namedtuple(
     "Task",
-    "scale shift pixels others unflipped values other_values planes y_offsets x_offsets texture",
+    "scale shift scale_pairs shift_pairs pixels others unflipped planes other_planes words row y_offsets x_offsets "
+    "texture other_texture",
 )
 
 
@@ -63,35 +72,43 @@ def _aligned(num_bytes):
 
 
 @compiled
-def layout(height, width):
-    """Where in a task's scratch memory its buffers begin, as Task orders them, and its size at the end; in bytes."""
-    band, reach = max(BAND_VALUES, 3 * width), rotation_reach(height, width)
-    shift = _aligned(4 * CHUNK)
-    pixels = shift + _aligned(4 * CHUNK)
-    others = pixels + _aligned(band + SLACK)
+def _starts(height, width):
+    """Where in a task's scratch memory each buffer begins, and where the last one ends, in bytes."""
+    band, reach = max(BAND_PIXELS, width), rotation_reach(height, width)
+    chunk, pixel_bytes, plane_bytes = _aligned(4 * CHUNK), _aligned(3 * band + 3 * LANES), 4 * (band + LANES)
+    pixels = 4 * chunk
+    others = pixels + pixel_bytes
     # Before what is to be flipped there is room as well.
-    unflipped = others + _aligned(band + SLACK) + 64
-    values = unflipped + _aligned(band + SLACK)
-    other_values = values + _aligned(4 * (band + SLACK))
-    planes = other_values + _aligned(4 * (band + SLACK))
-    y_offsets = planes + _aligned(4 * band)
+    unflipped = others + pixel_bytes + _aligned(SLACK)
+    planes = unflipped + pixel_bytes
+    words = planes + _aligned(6 * plane_bytes)
+    row = words + _aligned(3 * plane_bytes // 2)
+    y_offsets = row + _aligned(8 * 4 * (width + LANES))
     x_offsets = y_offsets + _aligned(4 * (height + 2 * reach))
     texture = x_offsets + _aligned(4 * (width + 2 * reach))
-    end = texture + _aligned(3 * (height + 1) * (width + 1) + SLACK)
+    end = texture + _aligned(2 * 4 * (height + 1) * (width + 1))
     return (
         0,
-        shift,
+        chunk,
+        2 * chunk,
+        3 * chunk,
         pixels,
         others,
         unflipped,
-        values,
-        other_values,
         planes,
+        words,
+        row,
         y_offsets,
         x_offsets,
         texture,
         end,
     )
+
+
+@compiled
+def scratch_bytes(height, width):
+    """Size of the scratch memory that a task needs for images of this size."""
+    return _starts(height, width)[-1]
 
 
 @compiled
@@ -123,7 +140,7 @@ def _erase(ints, box, inside, top, low, width, out, zero):
 
 
 @compiled
-def _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, out16, out32):
+def _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, ahead, out16, out32):
     """Write an image, perhaps with a box of its partner, whose bytes are the source's own and whose light is one."""
     height, width, reflect, num_rows = place
     y0, x0, y1, x1 = box = _box(ints, CUTMIX)
@@ -154,9 +171,12 @@ def _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, out
             count,
             task.scale,
             task.shift,
+            task.scale_pairs,
+            task.shift_pairs,
             floats[BRIGHTNESS],
             floats[CONTRAST],
             kind,
+            moved(ahead, 3 * top * width),
             out16,
             out32,
         )
@@ -170,15 +190,33 @@ def _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, out
 
 
 @compiled
-def _fill_values(place, task, image, top, low, ints, floats, values):
-    """Write rows top..low-1 of an image, all but mixed, to values, float32 [3 (low - top) w + SLACK]."""
+def _by_blend(place, task, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32):
+    """Write the mean of two images whose bytes are the source's own and of which nothing is cut out."""
+    height, width, reflect, num_rows = place
+    for top in range(0, height, num_rows):
+        low = min(top + num_rows, height)
+        move_rows(image, top, low, ints, height, width, reflect, task.unflipped, task.pixels)
+        move_rows(partner, top, low, partner_ints, height, width, reflect, task.unflipped, task.others)
+        count = 3 * (low - top) * width
+        # The planes are long enough for pixels as well.
+        values, others, next_ahead = task.planes.reds, task.other_planes.reds, moved(ahead, 3 * top * width)
+        brightness, contrast = floats[BRIGHTNESS], floats[CONTRAST]
+        to_float32(task.pixels, count, task.scale, task.shift, brightness, contrast, next_ahead, values)
+        brightness, contrast = partner_floats[BRIGHTNESS], partner_floats[CONTRAST]
+        to_float32(task.others, count, task.scale, task.shift, brightness, contrast, next_ahead, others)
+        blend(values, others, count, floats[WEIGHT], kind, out16, out32)
+        out16, out32 = moved(out16, count), moved(out32, count)
+
+
+@compiled
+def _fill_planes(place, task, image, texture, top, low, ints, floats, planes):
+    """Write rows top..low-1 of an image, all but mixed, to planes, float32 [(low - top) w + LANES]."""
     height, width, reflect, _num_rows = place
+    reds, greens, blues = planes
     num_pixels = (low - top) * width
-    brightness, contrast = floats[BRIGHTNESS], floats[CONTRAST]
     if floats[ROTATION] != _ZERO:
-        fill_texture(image, height, width, task.texture)
         rotate_rows(
-            task.texture,
+            texture,
             task.y_offsets,
             task.x_offsets,
             top,
@@ -187,61 +225,51 @@ def _fill_values(place, task, image, top, low, ints, floats, values):
             floats[ROTATION],
             height,
             width,
-            values,
+            task.row,
+            planes,
         )
     else:
         move_rows(image, top, low, ints, height, width, reflect, task.unflipped, task.pixels)
-    if _is_plain(floats):
-        to_float32(
-            task.pixels,
-            3 * num_pixels,
-            task.scale,
-            task.shift,
-            brightness,
-            contrast,
-            values,
-        )
-    else:
-        if floats[ROTATION] == _ZERO:
-            for j in range(3 * num_pixels):
-                values[j] = np.float32(task.pixels[j])
-        if floats[SATURATION] != _ONE or floats[HUE] != _ZERO:
-            _colour(values, num_pixels, floats[SATURATION], floats[HUE], task.planes)
-        to_float32(values, 3 * num_pixels, task.scale, task.shift, brightness, contrast, values)
+        for x in range(0, num_pixels, LANES):
+            split_pixels(moved(task.pixels, 3 * x), moved(reds, x), moved(greens, x), moved(blues, x))
+    if floats[SATURATION] != _ONE:
+        saturate(reds, greens, blues, num_pixels, floats[SATURATION])
+    if floats[HUE] != _ZERO:
+        turn_hue(reds, greens, blues, num_pixels, floats[HUE])
     y0, x0, y1, x1 = _box(ints, CUTOUT)
-    for y in range(max(y0, top), min(y1, low)):
-        row = moved(values, 3 * (y - top) * width)
-        for j in range(3 * x0, 3 * x1):
-            row[j] = _ZERO
+    for channel in range(3):
+        plane = planes[channel]
+        normalise_plane(
+            plane, num_pixels, task.scale[channel], task.shift[channel], floats[BRIGHTNESS], floats[CONTRAST]
+        )
+        for y in range(max(y0, top), min(y1, low)):
+            row = moved(plane, (y - top) * width)
+            for x in range(x0, x1):
+                row[x] = _ZERO
 
 
 @compiled
-def _colour(values, num_pixels, saturation, hue, planes):
-    reds, greens, blues = (
-        planes,
-        moved(planes, num_pixels),
-        moved(planes, 2 * num_pixels),
-    )
-    for x in range(num_pixels):
-        reds[x], greens[x], blues[x] = (
-            values[3 * x],
-            values[3 * x + 1],
-            values[3 * x + 2],
-        )
-    if saturation != _ONE:
-        saturate(reds, greens, blues, num_pixels, saturation)
-    if hue != _ZERO:
-        turn_hue(reds, greens, blues, num_pixels, hue)
-    for x in range(num_pixels):
-        values[3 * x], values[3 * x + 1], values[3 * x + 2] = (
-            reds[x],
-            greens[x],
-            blues[x],
-        )
+def _join_planes(task, num_pixels, kind, out16, out32):
+    """Cast the planes by kind and write them, pixel by pixel."""
+    full = num_pixels // LANES * LANES
+    if kind == FLOAT32:
+        reds, greens, blues = task.planes
+        for x in range(0, full, LANES):
+            join_pixels(moved(out32, 3 * x), moved(reds, x), moved(greens, x), moved(blues, x))
+        for x in range(full, num_pixels):
+            out32[3 * x], out32[3 * x + 1], out32[3 * x + 2] = reds[x], greens[x], blues[x]
+    else:
+        for channel in range(3):
+            to_words(task.planes[channel], num_pixels, kind, task.words[channel])
+        red_words, green_words, blue_words = task.words
+        for x in range(0, full, LANES):
+            join_pixels(moved(out16, 3 * x), moved(red_words, x), moved(green_words, x), moved(blue_words, x))
+        for x in range(full, num_pixels):
+            out16[3 * x], out16[3 * x + 1], out16[3 * x + 2] = red_words[x], green_words[x], blue_words[x]
 
 
 @compiled
-def _by_values(
+def _by_planes(
     place,
     task,
     image,
@@ -251,32 +279,55 @@ def _by_values(
     floats,
     partner_floats,
     kind,
+    ahead,
     out16,
     out32,
 ):
-    """Write any image, by bands of float32."""
+    """Write any image, by bands of float32, a plane for each colour."""
     height, width, _reflect, num_rows = place
-    values, others = task.values, task.other_values
     y0, x0, y1, x1 = _box(ints, CUTMIX)
     has_box = y0 < y1 and x0 < x1
     weight = floats[WEIGHT]
     rest = _ONE - weight
     blended = not has_box and weight < _ONE
+    if floats[ROTATION] != _ZERO:
+        fill_texture(image, height, width, task.texture)
+    if partner_floats[ROTATION] != _ZERO and (has_box or blended):
+        fill_texture(partner, height, width, task.other_texture)
+    for at in range(0, 3 * height * width, 64):
+        prefetch(moved(ahead, at))
     for top in range(0, height, num_rows):
         low = min(top + num_rows, height)
-        count = 3 * (low - top) * width
-        _fill_values(place, task, image, top, low, ints, floats, values)
-        if blended or (has_box and max(top, y0) < min(low, y1)):
-            _fill_values(place, task, partner, top, low, partner_ints, partner_floats, others)
-        if blended:
-            for j in range(count):
-                values[j] = values[j] * weight + others[j] * rest
-        elif has_box:
-            for y in range(max(top, y0), min(low, y1)):
-                for j in range(3 * ((y - top) * width + x0), 3 * ((y - top) * width + x1)):
-                    values[j] = others[j]
-        cast(values, count, kind, out16, out32)
-        out16, out32 = moved(out16, count), moved(out32, count)
+        count = (low - top) * width
+        _fill_planes(place, task, image, task.texture, top, low, ints, floats, task.planes)
+        # Of the partner only those rows are made that are shown.
+        first, last = top, low
+        if not blended:
+            first, last = max(top, y0), min(low, y1) if has_box else top
+        if first < last:
+            _fill_planes(
+                place,
+                task,
+                partner,
+                task.other_texture,
+                first,
+                last,
+                partner_ints,
+                partner_floats,
+                task.other_planes,
+            )
+        for channel in range(3):
+            plane, other = task.planes[channel], task.other_planes[channel]
+            if blended:
+                for j in range(count):
+                    plane[j] = plane[j] * weight + other[j] * rest
+            else:
+                for y in range(first, last):
+                    row, partner_row = moved(plane, (y - top) * width), moved(other, (y - first) * width)
+                    for x in range(x0, x1):
+                        row[x] = partner_row[x]
+        _join_planes(task, count, kind, out16, out32)
+        out16, out32 = moved(out16, 3 * count), moved(out32, 3 * count)
 
 
 @compiled
@@ -294,44 +345,73 @@ def _is_by_bytes(ints, floats, partner_floats):
 
 
 @compiled
+def _is_by_blend(ints, partner_ints, floats, partner_floats):
+    """Whether an image is a mean of two, and each is all there."""
+    y0, x0, y1, x1 = _box(ints, CUTMIX)
+    _, _, cut_low, _ = _box(ints, CUTOUT)
+    _, _, partner_cut_low, _ = _box(partner_ints, CUTOUT)
+    return (
+        (y0 >= y1 or x0 >= x1)
+        and floats[WEIGHT] < _ONE
+        and _is_plain(floats)
+        and _is_plain(partner_floats)
+        and cut_low == 0
+        and partner_cut_low == 0
+    )
+
+
+@compiled
+def _three(first, stride):
+    return Planes(first, moved(first, stride), moved(first, 2 * stride))
+
+
+@compiled
 def _prepare(place, scratch, scale3, shift3, rotates):
     """Lay out a task's scratch memory and fill what is the same for all its images."""
     height, width, reflect, _num_rows = place
-    (
-        start,
-        shift,
-        pixels,
-        others,
-        unflipped,
-        values,
-        other_values,
-        planes,
-        y_offsets,
-        x_offsets,
-        texture,
-        end,
-    ) = layout(height, width)
+    starts = _starts(height, width)
+    plane = max(BAND_PIXELS, width) + LANES
+    planes, texture = floats_at(scratch, starts[7]), ints_at(scratch, starts[12])
+    row_ints, row_floats = ints_at(scratch, starts[9]), floats_at(scratch, starts[9])
+    length = width + LANES
+    row = Row(
+        row_ints,
+        moved(row_ints, length),
+        moved(row_floats, 2 * length),
+        moved(row_floats, 3 * length),
+        moved(row_ints, 4 * length),
+        moved(row_ints, 5 * length),
+        moved(row_ints, 6 * length),
+        moved(row_ints, 7 * length),
+    )
     task = Task(
-        floats_at(scratch, start),
-        floats_at(scratch, shift),
-        moved(scratch, pixels),
-        moved(scratch, others),
-        moved(scratch, unflipped),
-        floats_at(scratch, values),
-        floats_at(scratch, other_values),
-        floats_at(scratch, planes),
-        ints_at(scratch, y_offsets),
-        ints_at(scratch, x_offsets),
-        moved(scratch, texture),
+        floats_at(scratch, starts[0]),
+        floats_at(scratch, starts[1]),
+        floats_at(scratch, starts[2]),
+        floats_at(scratch, starts[3]),
+        moved(scratch, starts[4]),
+        moved(scratch, starts[5]),
+        moved(scratch, starts[6]),
+        _three(planes, plane),
+        _three(moved(planes, 3 * plane), plane),
+        _three(words_at(scratch, starts[8]), plane),
+        row,
+        ints_at(scratch, starts[10]),
+        ints_at(scratch, starts[11]),
+        texture,
+        moved(texture, (height + 1) * (width + 1)),
     )
     for j in range(CHUNK):
         task.scale[j], task.shift[j] = scale3[j % 3], shift3[j % 3]
+    pair_up(task.scale, task.scale_pairs)
+    pair_up(task.shift, task.shift_pairs)
     if rotates:
-        for j in range(end - texture):
-            task.texture[j] = np.uint8(0)
+        # The last row and column stay black.
+        for j in range(2 * (height + 1) * (width + 1)):
+            texture[j] = np.int32(0)
         reach = rotation_reach(height, width)
-        fill_offsets(task.y_offsets, height, reach, 3 * (width + 1), reflect)
-        fill_offsets(task.x_offsets, width, reach, np.int64(3), reflect)
+        fill_offsets(task.y_offsets, height, reach, width + 1, reflect)
+        fill_offsets(task.x_offsets, width, reach, np.int64(1), reflect)
     return task
 
 
@@ -355,13 +435,13 @@ def augment_range(
     """Write images first..last-1 of the batch.
 
     images and out: addresses of uint8 [N, 3 h w] and of the output [n, 3 h w], of the dtype that kind says. scratch:
-    uint8 of the size that layout() gives, this task's own.
+    uint8 of the size that scratch_bytes() gives, this task's own.
     """
     num_images, num_values = len(rows), 3 * height * width
     rotates = False
     for i in range(first, last + 1):
         rotates |= floats_nk[i if i < num_images else 0, ROTATION] != _ZERO
-    place = Place(height, width, reflect, max(BAND_VALUES // (3 * width), 1))
+    place = Place(height, width, reflect, max(BAND_PIXELS // width, 1))
     task = _prepare(place, pointer_to(scratch), scale3, shift3, rotates)
     source, all_ints, all_floats = (
         bytes_at(images),
@@ -375,9 +455,7 @@ def augment_range(
             moved(source, rows[i] * num_values),
             moved(source, rows[j] * num_values),
         )
-        # The partner is the next image to be augmented.
-        for at in range(0, num_values, 64):
-            prefetch(moved(partner, at))
+        ahead = moved(source, rows[i + 2 if i + 2 < num_images else 0] * num_values)
         ints, partner_ints = (
             moved(all_ints, i * NUM_INTS),
             moved(all_ints, j * NUM_INTS),
@@ -398,11 +476,12 @@ def augment_range(
                 partner_ints,
                 floats,
                 kind,
+                ahead,
                 out16,
                 out32,
             )
-        else:
-            _by_values(
+        elif _is_by_blend(ints, partner_ints, floats, partner_floats):
+            _by_blend(
                 place,
                 task,
                 image,
@@ -412,6 +491,22 @@ def augment_range(
                 floats,
                 partner_floats,
                 kind,
+                ahead,
+                out16,
+                out32,
+            )
+        else:
+            _by_planes(
+                place,
+                task,
+                image,
+                partner,
+                ints,
+                partner_ints,
+                floats,
+                partner_floats,
+                kind,
+                ahead,
                 out16,
                 out32,
             )

@@ -1,14 +1,22 @@
 """Rows of the source, moved: crop, flip and rotation, compiled for the CPU. Images are pointers to uint8 [3 h w]."""
 
+from collections import namedtuple
+
 import numpy as np
 
 from fastcifar.kernels.numba_jit import compiled
-from fastcifar.kernels.numba_vector import blend_texels, copy_bytes, moved, reverse_five
+from fastcifar.kernels.numba_vector import LANES, copy_bytes, mean_texels, moved, pack_texels, reverse_five
 from fastcifar.kernels.plan import FLIP, SHIFT_X, SHIFT_Y
 from fastcifar.kernels.reference import POSITION_BITS, TURN_BITS
 from fastcifar.kernels.settings import MAX_SIDE_PX
 
-_POSITION_MASK, _POSITION = (1 << POSITION_BITS) - 1, np.float32(2.0**-POSITION_BITS)
+_POSITION_MASK = (1 << POSITION_BITS) - 1
+_POSITION = np.float32(2.0**-POSITION_BITS)
+_I = np.int32
+_GREEN, _BLUE = np.int32(8), np.int32(16)
+
+Row = namedtuple("Row", "y_low x_low y_part x_part top_left top_right low_left low_right")
+"""Buffers for a row of pixels, [w + LANES] of 4 bytes each: where they lie in the source, and the four texels there."""
 _RADIAN, _TURN = np.pi / 180.0, float(1 << TURN_BITS)
 
 
@@ -174,41 +182,57 @@ def fill_offsets(offsets, side, reach, stride, reflect):
 
 @compiled
 def fill_texture(image, height, width, texture):
-    """Copy an image to texture, uint8 [3 (h + 1) (w + 1) + SLACK], all but the last row and column."""
-    for y in range(height):
-        copy_bytes(moved(texture, 3 * y * (width + 1)), moved(image, 3 * y * width), 3 * width)
+    """Copy an image to texture, int32 [h + 1, w + 1], all but the last row and column."""
+    full = width // LANES * LANES
+    for _ in range(height):
+        for x in range(0, full, LANES):
+            pack_texels(moved(texture, x), moved(image, 3 * x))
+        for x in range(full, width):
+            pixel = moved(image, 3 * x)
+            texture[x] = _I(pixel[0]) | _I(pixel[1]) << _GREEN | _I(pixel[2]) << _BLUE
+        image, texture = moved(image, 3 * width), moved(texture, width + 1)
 
 
 @compiled
-def rotate_rows(texture, y_offsets, x_offsets, top, low, ints, degrees, height, width, values):
-    """Write rows top..low-1 of the rotated, cropped and flipped image to values, float32 [3 (low - top) w + SLACK]."""
+def rotate_rows(texture, y_offsets, x_offsets, top, low, ints, degrees, height, width, row, planes):
+    """Write rows top..low-1 of the rotated, cropped and flipped image to planes, float32 [(low - top) w + LANES].
+
+    row: buffers for one row. Where its pixels lie, their four texels, and the texels' means are three loops: the first
+    and the last become vector instructions, which looking up does not.
+    """
     cosine, sine = turn(degrees)
     reach = rotation_reach(height, width)
     # From column to column the doubled distance from the centre changes by two, or by minus two where flipped.
     flipped = ints[FLIP] != 0
     step = -2 if flipped else 2
     x_doubled = 2 * (np.int64(ints[SHIFT_X]) + (width - 1 if flipped else 0)) - (width - 1)
+    reds, greens, blues = planes
     for y in range(top, low):
         y_doubled = 2 * (y + np.int64(ints[SHIFT_Y])) - (height - 1)
         y_position = sine * x_doubled + cosine * y_doubled + ((height - 1) << TURN_BITS)
         x_position = cosine * x_doubled - sine * y_doubled + ((width - 1) << TURN_BITS)
-        for _ in range(width):
-            y_low, x_low = (
-                (y_position >> POSITION_BITS) + reach,
-                (x_position >> POSITION_BITS) + reach,
-            )
-            top_y, low_y = np.int64(y_offsets[y_low]), np.int64(y_offsets[y_low + 1])
-            left, right = np.int64(x_offsets[x_low]), np.int64(x_offsets[x_low + 1])
-            blend_texels(
-                values,
-                texture,
-                top_y + left,
-                top_y + right,
-                low_y + left,
-                low_y + right,
-                np.float32(x_position & _POSITION_MASK) * _POSITION,
-                np.float32(y_position & _POSITION_MASK) * _POSITION,
-            )
-            values = moved(values, 3)
+        for x in range(width):
+            row.y_low[x], row.x_low[x] = y_position >> POSITION_BITS, x_position >> POSITION_BITS
+            row.y_part[x] = np.float32(_I(y_position & _POSITION_MASK)) * _POSITION
+            row.x_part[x] = np.float32(_I(x_position & _POSITION_MASK)) * _POSITION
             y_position += sine * step
             x_position += cosine * step
+        for x in range(width):
+            y_at, x_at = moved(y_offsets, row.y_low[x] + reach), moved(x_offsets, row.x_low[x] + reach)
+            above, below = moved(texture, y_at[0]), moved(texture, y_at[1])
+            left, right = x_at[0], x_at[1]
+            row.top_left[x], row.top_right[x] = above[left], above[right]
+            row.low_left[x], row.low_right[x] = below[left], below[right]
+        for x in range(0, width, LANES):
+            mean_texels(
+                moved(row.top_left, x),
+                moved(row.top_right, x),
+                moved(row.low_left, x),
+                moved(row.low_right, x),
+                moved(row.x_part, x),
+                moved(row.y_part, x),
+                moved(reds, x),
+                moved(greens, x),
+                moved(blues, x),
+            )
+        reds, greens, blues = moved(reds, width), moved(greens, width), moved(blues, width)

@@ -51,7 +51,7 @@ for num_threads in (1, 2):
                   Normalisation.identity(), seed=0, epoch=0, num_threads=num_threads)
 epoch_order(10, 0, 0)
 from fastcifar.kernels import numba_cpu
-functions = [numba_cpu._draw, numba_cpu._augment, numba_cpu.draw_range, numba_cpu.augment_range, numba_cpu.layout]
+functions = [numba_cpu._draw, numba_cpu._augment, numba_cpu.draw_range, numba_cpu.augment_range, numba_cpu.scratch_bytes]
 hits = [sum(function.stats.cache_hits.values()) for function in functions]
 print(json.dumps([compiled, hits, [len(function.signatures) for function in functions]]))
 """
