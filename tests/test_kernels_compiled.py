@@ -51,7 +51,8 @@ for num_threads in (1, 2):
                   Normalisation.identity(), seed=0, epoch=0, num_threads=num_threads)
 epoch_order(10, 0, 0)
 from fastcifar.kernels import numba_cpu
-functions = [numba_cpu._draw, numba_cpu._augment, numba_cpu.draw_range, numba_cpu.augment_range, numba_cpu.scratch_bytes]
+names = '_draw', '_augment', 'draw_range', 'augment_range', 'scratch_bytes'
+functions = [getattr(numba_cpu, name) for name in names]
 hits = [sum(function.stats.cache_hits.values()) for function in functions]
 print(json.dumps([compiled, hits, [len(function.signatures) for function in functions]]))
 """
