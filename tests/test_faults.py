@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cifar_files import make
 from faults.edits import Choices, Mutator, edited_bytes, edited_tree
-from faults.kill import SETTINGS, Case, result_of
+from faults.kill import SETTINGS, ConvertCase, EvaluateCase, TrainCase
 from faults.load import runs_at_once, short_runs
 from faults.report import Finding, Report, Row
 from faults.shard import Board, judge
@@ -84,18 +84,20 @@ def test_a_report_counts_and_shows_findings(tmp_path: Path) -> None:
     assert report.save(tmp_path).exists()
 
 
-def test_a_run_that_is_killed_ends_in_the_same_bits(tmp_path: Path) -> None:
-    folder = make(tmp_path / "data", num_test=20).path
-    case = Case(tmp_path, "resident", folder)
+KILLS = {"train": ("os.rename", 5), "convert": ("os.rename", 2), "evaluate": ("os.rename", 1)}
+
+
+def test_what_is_killed_and_run_again_ends_in_the_same_bits(tmp_path: Path) -> None:
+    data, other = make(tmp_path / "data", num_test=20).path, make(tmp_path / "other", num_test=10, seed=1).path
     assert "data.validation=0.2" in SETTINGS
-    assert not case.prepare()
-    for name, number in (("os.rename", 5), ("os.mkdir", 2)):
-        out, cache = tmp_path / f"{name}-run", tmp_path / f"{name}-cache"
-        code, said = case.run(out, cache, resume=False, kill=(name, number))
-        assert code == -9, said
-        code, said = case.run(out, cache, resume=(out / "config.toml").exists())
-        assert code == 0, said
-        assert result_of(out) == case.whole
+    train = TrainCase(tmp_path / "train", "resident", data)
+    convert = ConvertCase(tmp_path / "convert", "npy", data, other)
+    evaluate = EvaluateCase(tmp_path / "evaluate", train.home / "whole" / "out")
+    for case in (train, convert, evaluate):
+        assert case.prepare() == ""
+        where, wrong = case.kill_and_go_on(0, KILLS[case.home.name])
+        assert not wrong, (case.what, where, wrong)
+        assert "after its end" not in where
 
 
 def test_short_runs_in_one_process_leave_nothing_behind() -> None:

@@ -1,13 +1,15 @@
 """The killing part: SIGKILL at random moments, then the command again, and the same bits as of a run left alone.
 
 A `fastcifar train` is killed while it converts, trains, writes a checkpoint or evaluates, on each pipeline by turns,
-and gone on with by `--resume`. Moments are drawn over a whole run's time, and among its calls of the system.
+and gone on with by `--resume`; so are `convert` and `evaluate`, and typed again. Moments are drawn over a whole run's
+time, and among its calls of the system.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import random
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,25 +60,39 @@ def pipelines_here() -> list[str]:
     return [name for name in pipelines.NAMES if pipelines.available(name) is None]
 
 
-class Case:
-    """One command over one data set in a home of its own: run whole once, then killed and gone on with."""
+class Case(ABC):
+    """One command in a home of its own: run whole once, then killed and run, or gone on with, again."""
 
-    def __init__(self, home: Path, pipeline: str, folder: Path) -> None:
-        self.home, self.pipeline, self.folder = home, pipeline, folder
+    what: str
+    shortest = 0.2
+    """Share of the whole run's time before which nothing is killed: Python starts."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
         self.whole_s = 0.0
         self.whole: dict[str, object] = {}
 
-    def command(self, out: Path, resume: bool) -> list[str]:
-        if resume:
-            return ["train", "--resume", str(out)]
-        told = [word for setting in SETTINGS for word in ("--set", setting)]
-        return ["train", "--data", str(self.folder), "--pipeline", self.pipeline, "--out", str(out), *told]
+    @abstractmethod
+    def command(self, out: Path, again: bool) -> list[str]:
+        """What to type, or to type after a kill."""
 
-    def run(self, out: Path, cache: Path, resume: bool, kill: tuple[str, float] | None = None) -> tuple[int, str]:
+    @abstractmethod
+    def result(self, out: Path) -> dict[str, object]:
+        """What must be the same bits."""
+
+    def ready(self, out: Path) -> None:
+        """Lay out what the command finds: by default nothing."""
+        return
+
+    def spoilt(self, out: Path) -> str:
+        """What a kill must not leave, where it did, or nothing."""
+        return ""
+
+    def run(self, out: Path, cache: Path, again: bool, kill: tuple[str, float] | None = None) -> tuple[int, str]:
         """Exit code (negative: the signal) and the end of stderr."""
         name, number = kill if kill and kill[0] != "time" else ("time", 0)
         environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", VICTIM, name, str(int(number)), *self.command(out, resume)]
+        command = [sys.executable, "-c", VICTIM, name, str(int(number)), *self.command(out, again)]
         with open(self.home / "stderr", "w+b") as log:
             victim = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env=environment,
                                       start_new_session=True)  # fmt: skip
@@ -91,43 +108,130 @@ class Case:
 
     def prepare(self) -> str:
         """Run it whole; what went wrong, or nothing."""
+        out = self.home / "whole" / "out"
+        out.parent.mkdir(parents=True)
+        self.ready(out)
         start_s = time.monotonic()
-        code, said = self.run(self.home / "whole", self.home / "cache-whole", resume=False)
+        code, said = self.run(out, self.home / "cache-whole", again=False)
         self.whole_s = time.monotonic() - start_s
         if code:
             return f"a run left alone ended with {code}: {said[-300:]}"
-        self.whole = result_of(self.home / "whole")
+        self.whole = self.result(out)
         return ""
 
-    def kill_and_go_on(self, rng: random.Random, number: int) -> tuple[str, str]:
-        """What was killed where, and what went wrong, or nothing."""
-        out, cache = self.home / f"run-{number}", self.home / f"cache-{number}"
-        kill = ("time", rng.uniform(0.2, 1.0) * self.whole_s)
+    def moment(self, rng: random.Random) -> tuple[str, float]:
+        """A call of the system by its number, or "time" and seconds."""
         if rng.random() < 0.6:
             name = rng.choice(sorted(CALLS))
-            kill = (name, rng.randrange(1, CALLS[name]))
-        moment = f"after {kill[1]:.2f} s" if kill[0] == "time" else f"at call {kill[1]} of {kill[0]}"
-        where = f"{self.pipeline}, {moment}"
+            return name, rng.randrange(1, CALLS[name])
+        return "time", rng.uniform(self.shortest, 1.0) * self.whole_s
+
+    def kill_and_go_on(self, number: int, kill: tuple[str, float]) -> tuple[str, str]:
+        """What was killed where, and what went wrong, or nothing."""
+        folder, cache = self.home / f"killed-{number}", self.home / f"cache-{number}"
+        out = folder / "out"
+        folder.mkdir()
+        self.ready(out)
+        before = {path.name for path in folder.iterdir()} | {"out"}
+        where = f"after {kill[1]:.2f} s" if kill[0] == "time" else f"at call {kill[1]} of {kill[0]}"
         try:
-            code, said = self.run(out, cache, resume=False, kill=kill)
+            code, said = self.run(out, cache, again=False, kill=kill)
             if code not in (0, -signal.SIGKILL):
                 return where, f"ended with {code} by itself: {said[-300:]}"
             where += ", which was after its end" * (code == 0)
-            if not (out / "config.toml").exists():  # killed before there was a run
-                code, said = self.run(out, cache, resume=False)
-            elif code:
-                code, said = self.run(out, cache, resume=True)
+            if spoilt := self.spoilt(out):
+                return where, spoilt
+            if code:
+                code, said = self.run(out, cache, again=True)
             if code:
                 return where, f"does not go on, exit code {code}: {said[-300:]}"
-            found = result_of(out)
+            found = self.result(out)
             wrong = [name for name, value in self.whole.items() if found[name] != value]
             if wrong:
                 return where, f"differs from a run left alone in {', '.join(wrong)}"
-            left = [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
+            left = [path.name for path in out.rglob("*") if path.name.endswith(".tmp")]
+            left += [path.name for path in folder.iterdir() if path.name not in before]
             return where, f"leaves {', '.join(left)} behind" if left else ""
         finally:
-            shutil.rmtree(out, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(cache, ignore_errors=True)
+
+
+class TrainCase(Case):
+    """`train` on a pipeline: loads, converts, trains, writes checkpoints, evaluates; gone on with by `--resume`."""
+
+    def __init__(self, home: Path, pipeline: str, data: Path) -> None:
+        super().__init__(home)
+        self.what = f"training, {pipeline}"
+        self.pipeline, self.data = pipeline, data
+
+    def command(self, out: Path, again: bool) -> list[str]:
+        if again and (out / "config.toml").exists():  # or it was killed before there was a run
+            return ["train", "--resume", str(out)]
+        told = [word for setting in SETTINGS for word in ("--set", setting)]
+        return ["train", "--data", str(self.data), "--pipeline", self.pipeline, "--out", str(out), *told]
+
+    def result(self, out: Path) -> dict[str, object]:
+        return result_of(out)
+
+
+class ConvertCase(Case):
+    """`convert --force` over an artefact of other data: what a kill leaves is the old one, or the new one, whole."""
+
+    shortest = 0.3
+
+    def __init__(self, home: Path, to: str, data: Path, other: Path) -> None:
+        super().__init__(home)
+        self.what = f"converting, {to}"
+        self.to, self.data, self.other = to, data, other
+
+    def command(self, out: Path, again: bool) -> list[str]:
+        return ["convert", str(self.data), "--to", self.to, "--out", str(out), "--force"]
+
+    def ready(self, out: Path) -> None:
+        from fastcifar.cli import main
+
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            main(["convert", str(self.other), "--to", self.to, "--out", str(out)])
+        self.old = self.result(out)
+
+    def result(self, out: Path) -> dict[str, object]:
+        paths = sorted(path for path in out.rglob("*") if path.is_file())
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+    def spoilt(self, out: Path) -> str:
+        return "" if not out.exists() or self.result(out) in (self.old, self.whole) else "leaves an artefact in parts"
+
+
+class EvaluateCase(Case):
+    """`evaluate` of a finished run, which is the same run afterwards."""
+
+    shortest = 0.3
+
+    def __init__(self, home: Path, finished: Path) -> None:
+        super().__init__(home)
+        self.what = "evaluating"
+        self.finished = finished
+
+    def command(self, out: Path, again: bool) -> list[str]:
+        return ["evaluate", str(out)]
+
+    def ready(self, out: Path) -> None:
+        shutil.copytree(self.finished, out)
+
+    def result(self, out: Path) -> dict[str, object]:
+        times = {"seconds", "wall_s", "total_s", "run"}
+        evaluation = json.loads((out / "evaluation.json").read_text())
+        return {**result_of(out), "evaluation": {key: evaluation[key] for key in evaluation if key not in times}}
+
+    def spoilt(self, out: Path) -> str:
+        try:
+            if (out / "evaluation.json").exists():
+                json.loads((out / "evaluation.json").read_text())
+            result_of(out)
+        except (ValueError, OSError) as error:
+            return f"leaves the run in parts: {error}"
+        return ""
 
 
 def result_of(out: Path) -> dict[str, object]:
@@ -143,20 +247,30 @@ def result_of(out: Path) -> dict[str, object]:
     }
 
 
+def cases_of(home: Path) -> list[Case]:
+    """Training on every pipeline that is here, converting to every format that is, and evaluating."""
+    from fastcifar.artefacts import FORMATS
+
+    data, other = make(home / "data", num_test=60).path, make(home / "other", num_test=30, seed=1).path
+    trained: list[Case] = [TrainCase(home / name, name, data) for name in pipelines_here()]
+    cases = [*trained]
+    formats = {"npy": "resident", "ffcv": "ffcv", "dali": "dali"}
+    here = pipelines_here()
+    cases += [ConvertCase(home / f"to-{to}", to, data, other) for to in FORMATS if formats[to] in here]
+    cases.append(EvaluateCase(home / "evaluate", trained[0].home / "whole" / "out"))
+    return cases
+
+
 def run(report: Report, seconds: float, out: Path, tell: Callable[[str], None], count: int) -> None:
-    """Kill `count` times, pipelines by turns, as far as the time goes."""
+    """Kill `count` times, cases by turns, as far as the time goes."""
     rng = random.Random(report.seed)
     end_s = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="fastcifar-faults-") as home:
-        folder = make(Path(home) / "data", num_test=60).path
         cases, rows = [], {}
-        for name in pipelines_here():
-            (Path(home) / name).mkdir()
-            case, row = Case(Path(home) / name, name, folder), Row("kill", f"training, {name}")
-            rows[name] = row
+        for case in cases_of(Path(home)):
+            row = rows[case.what] = Row("kill", case.what)
             report.rows.append(row)
-            wrong = case.prepare()
-            if wrong:
+            if wrong := case.prepare():
                 row.findings += 1
                 report.findings.append(Finding("kill", row.what, wrong))
             else:
@@ -164,14 +278,14 @@ def run(report: Report, seconds: float, out: Path, tell: Callable[[str], None], 
         done = 0
         while cases and done < count and (time.monotonic() < end_s or done < len(cases)):
             case = cases[done % len(cases)]
-            where, wrong = case.kill_and_go_on(rng, done)
-            row = rows[case.pipeline]
+            where, wrong = case.kill_and_go_on(done, case.moment(rng))
+            row = rows[case.what]
             row.tried += 1
             row.right += not wrong
             if wrong:
                 row.findings += 1
                 report.findings.append(Finding("kill", row.what, f"{where}: {wrong}"))
-            tell(f"kill {done + 1}: {where}: {wrong or 'the same bits'}")
+            tell(f"kill {done + 1}: {case.what} {where}: {wrong or 'the same bits'}")
             done += 1
         if done < count:
             report.skipped.append(f"kill: {count - done} of {count} moments, for want of time (--minutes)")
