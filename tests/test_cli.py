@@ -68,6 +68,7 @@ def test_a_missing_cifar10_is_an_error_with_the_three_ways_to_supply_it(tmp_path
         (["train", "--pipeline", "petastorm"], "pipeline.name: got 'petastorm'"),
         (["train", "--dataset", "mnist"], "data.dataset: got 'mnist'"),
         (["speedrun", "--runs", "0"], "--runs: got 0"),
+        (["speedrun", "--target", "93"], "--target: got 93, takes one of 94, 95, 96, 97"),
         (["evaluate", "."], "not a run folder"),
         (["train", "--resume", "."], "not a run folder"),
         (["recipes", "nope"], "recipe: got 'nope'"),
@@ -82,6 +83,13 @@ def test_a_wrong_argument_is_one_line_and_exit_code_2(
     assert message in captured.err
     assert len(captured.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_help_is_the_same_by_module(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastcifar", "--help"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == fastcifar("--help", cwd=tmp_path).stdout
 
 
 def test_every_command_has_a_module_and_says_what_it_takes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from fastcifar import config as configs
 from fastcifar import models
+from fastcifar.commands.speedrun import RECIPES
 from fastcifar.pipelines import Batch
 from fastcifar.training import loop
 
@@ -33,6 +34,14 @@ def test_each_system_has_its_recipe_and_a_fast_one_of_a_quarter_of_the_epochs(na
     published, fast = configs.load(name), configs.load(f"{name}-fast")
     assert published.model.name == fast.model.name == name
     assert fast.train.epochs <= published.train.epochs / 4
+
+
+@pytest.mark.parametrize(("target", "name"), RECIPES.items())
+def test_a_target_has_a_recipe_of_under_five_million_parameters(target: int, name: str) -> None:
+    config = configs.load(name)
+    network = models.build(config.model.name, num_classes=10, widths=config.model.widths)
+    assert models.num_parameters(network) < 5_000_000
+    assert str(target) in config.summary
 
 
 @pytest.mark.parametrize("name", NAMES)

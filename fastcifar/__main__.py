@@ -1,0 +1,7 @@
+"""`python -m fastcifar`, which is `fastcifar`."""
+
+import sys
+
+from fastcifar.cli import main
+
+sys.exit(main())
