@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+
+if TYPE_CHECKING:
+    from fastcifar.data import Source
+    from fastcifar.report.progress import Reporter
+    from fastcifar.training.clock import Clock
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class Args:
     """CIFAR folder or .tar.gz."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe; may be given again and again."""
+    peer: Path | None = None
+    """A record script of somebody else's (of airbench's kind), run on this device in turn with ours."""
     out: Path = Path("bench/records")
     """Folder of the records; a new one is written into it, named by date, target and device."""
     name: str | None = None
@@ -36,51 +43,78 @@ def run(args: Args) -> int:
     if not 0 < args.target < 100:
         raise ValueError(f"--target: got {args.target}, takes a percentage")
     import json
-    import tempfile
     import time
+    from contextlib import ExitStack
     from dataclasses import asdict
 
+    from fastcifar import artefacts
     from fastcifar import config as configs
-    from fastcifar.report import energy, record
-    from fastcifar.report.card import render
+    from fastcifar.peers import Peer
+    from fastcifar.report import record
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
     from fastcifar.training.clock import Clock
     from fastcifar.training.device import describe, pick_device
-    from fastcifar.training.run import run as train
-    from fastcifar.training.session import find_data, resolve
+    from fastcifar.training.session import find_data
 
-    target = args.target / 100
     base = configs.load(args.recipe, _settings(args, args.seed))
     name = args.name or f"{time.strftime('%Y%m%d')}_{args.target:g}_{_slug(describe(pick_device()))}"
     place = args.out / name
     clock = Clock()
-    with Reporter() as reporter, tempfile.TemporaryDirectory(prefix="fastcifar-record-") as scratch:
+    seeds = range(args.seed, args.seed + args.runs)
+    with ExitStack() as stack:
+        # A script that is not there is said before anything is trained.
+        peer = stack.enter_context(Peer(args.peer)) if args.peer else None
+        peers = record.read_peers(place, args.peer) if args.peer else None
+        reporter = stack.enter_context(Reporter())
         source = find_data(base.data, clock, reporter)
-        for seed in range(args.seed, args.seed + args.runs):
+        if peer is not None:
+            peer.lay_out(artefacts.cached(source, "npy"))
+        for number, seed in enumerate(seeds):
+            if peer is not None and peers is not None and number >= len(peers.runs):
+                peers.runs.append(asdict(peer.run()))
+                record.write_peers(place, peers)
+                reporter.line(f"{peers.script}: {100 * peers.runs[-1]['accuracy']:.2f} %")
             kept = place / f"seed{seed}"
             if (kept / "card.json").is_file():
                 reporter.line(f"{kept}: there already")
-                continue
-            config = resolve(configs.load(args.recipe, _settings(args, seed)), source)
-            folder = RunFolder.create(Path(scratch) / f"seed{seed}", config)
-            before_j = energy.used_j()
-            card = train(config, source, folder, clock, reporter, target=target)
-            after_j = energy.used_j()
-            used_j = None if before_j is None or after_j is None or after_j < before_j else after_j - before_j
-            record.keep(folder.path, kept, used_j)
-            reporter.console.print(render(card))
-            clock = Clock(since_process_start=False)
-        cards, energies_j = [], []
-        for seed in range(args.seed, args.seed + args.runs):
-            one = RunFolder.open(place / f"seed{seed}")
-            cards.append(one.read_card() or {})
-            energies_j.append(json.loads(one.environment.read_text(encoding="utf-8")).get("energy_j"))
-        result = record.take_together(cards, target, energies_j)
+            else:
+                _train(args, seed, source, kept, clock, reporter)
+                clock = Clock(since_process_start=False)
+        folders = [RunFolder.open(place / f"seed{seed}") for seed in seeds]
+        cards = [folder.read_card() or {} for folder in folders]
+        about = [json.loads(folder.environment.read_text(encoding="utf-8")) for folder in folders]
+        result = record.take_together(cards, args.target / 100, [one.get("energy_j") for one in about])
         record.write(place, result)
         reporter.line(f"{place}: {result.sentence}")
-    print(json.dumps({**asdict(result), "folder": str(place)}))
+        told = {}
+        if peers is not None:
+            reporter.line(peers.sentence(result))
+            told = {"peer": {**asdict(peers), "time_ratio": result.counted_mean_s / peers.mean_s}}
+    print(json.dumps({**asdict(result), **told, "folder": str(place)}))
     return 0
+
+
+def _train(args: Args, seed: int, source: "Source", kept: Path, clock: "Clock", reporter: "Reporter") -> None:
+    """One run, of which `kept` keeps what a record does."""
+    import tempfile
+
+    from fastcifar import config as configs
+    from fastcifar.report import energy, record
+    from fastcifar.report.card import render
+    from fastcifar.report.run_folder import RunFolder
+    from fastcifar.training.run import run as train
+    from fastcifar.training.session import resolve
+
+    config = resolve(configs.load(args.recipe, _settings(args, seed)), source)
+    with tempfile.TemporaryDirectory(prefix="fastcifar-record-") as scratch:
+        folder = RunFolder.create(Path(scratch) / kept.name, config)
+        before_j = energy.used_j()
+        card = train(config, source, folder, clock, reporter, target=args.target / 100)
+        after_j = energy.used_j()
+        used_j = None if before_j is None or after_j is None or after_j < before_j else after_j - before_j
+        record.keep(folder.path, kept, used_j)
+    reporter.console.print(render(card))
 
 
 def _settings(args: Args, seed: int) -> list[str]:

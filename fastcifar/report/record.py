@@ -1,5 +1,6 @@
 """Records: n runs of one recipe, what they reached, whether that meets a target, and what they took."""
 
+import hashlib
 import json
 import re
 import statistics
@@ -108,6 +109,51 @@ def keep(run: Path, place: Path, energy_j: float | None) -> None:
 def write(place: Path, record: Record) -> None:
     """Write the record beside its runs."""
     write_atomically(place / "record.json", (json.dumps(asdict(record), indent=2) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Peers:
+    """Runs of somebody else's script on the same device, in turn with a record's."""
+
+    script: str
+    sha256: str
+    """Of the script: which version it was."""
+    runs: list[dict[str, float]]
+    """Accuracy (share, with TTA, as the script evaluates) and seconds (by the script's own clock) of each."""
+
+    @property
+    def accuracy_mean(self) -> float:
+        """Share of the test set."""
+        return statistics.mean(run["accuracy"] for run in self.runs)
+
+    @property
+    def mean_s(self) -> float:
+        """Training and final evaluation."""
+        return statistics.mean(run["seconds"] for run in self.runs)
+
+    def sentence(self, record: Record) -> str:
+        """The comparison in one line."""
+        return (
+            f"beside it, in turn: {self.script}, {len(self.runs)} runs: {100 * self.accuracy_mean:.2f} % with TTA, "
+            f"{self.mean_s:,.1f} s; ours takes {record.counted_mean_s / self.mean_s:.2f} of its time"
+        )
+
+
+def read_peers(place: Path, script: Path) -> Peers:
+    """The peer's runs that a record has so far; none where they are of another script."""
+    sha256 = hashlib.sha256(script.read_bytes()).hexdigest()
+    path = place / "peer.json"
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["sha256"] == sha256:
+            return Peers(script.name, sha256, kept["runs"])
+    return Peers(script.name, sha256, [])
+
+
+def write_peers(place: Path, peers: Peers) -> None:
+    """Write the peer's runs beside a record's."""
+    place.mkdir(parents=True, exist_ok=True)
+    write_atomically(place / "peer.json", (json.dumps(asdict(peers), indent=2) + "\n").encode())
 
 
 def _deviation(values: Sequence[float]) -> float | None:

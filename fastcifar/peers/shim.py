@@ -1,0 +1,79 @@
+"""CUDA on a CPU, as far as a record script asks for it: what it would put on the GPU stays in main memory.
+
+Half precision becomes `dtype`, compiling becomes nothing (it was measured to win nothing on a CPU, bench/LOG.md), and
+CUDA's events tell the time on the wall. Nothing of this is undone: it is for a process of its own.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+class OnCpu(TorchFunctionMode):
+    """Turns every call of torch that names a GPU or a half precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.cuda:
+            return args[0]
+        if func in (Tensor.half, Tensor.bfloat16):
+            return args[0].to(self._dtype)
+        told = {name: self._here(value) for name, value in (kwargs or {}).items()}
+        return func(*map(self._here, args), **told)
+
+    def _here(self, value: Any) -> Any:
+        if isinstance(value, torch.device) and value.type == "cuda":
+            return torch.device("cpu")
+        if isinstance(value, str) and value.partition(":")[0] == "cuda":
+            return "cpu"
+        return self._dtype if isinstance(value, torch.dtype) and value in _HALVES else value
+
+
+class WallEvent:
+    """In the place of torch.cuda.Event."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self._s = 0.0
+
+    def record(self, *_: object) -> None:
+        """Now; on a CPU everything asked for before has been done."""
+        self._s = time.perf_counter()
+
+    def elapsed_time(self, end: "WallEvent") -> float:
+        """Milliseconds to another event."""
+        return 1e3 * (end._s - self._s)
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    wait = query = synchronize
+
+
+def _as_it_is(function: Any = None, **_: object) -> Any:
+    return (lambda inner: inner) if function is None else function
+
+
+def install(dtype: torch.dtype) -> None:
+    """From now on a script that asks for CUDA runs on the CPU, in `dtype` where it asks for a half precision."""
+    OnCpu(dtype).__enter__()
+    load = torch.load
+    replaced: dict[tuple[Any, str], Any] = {
+        (torch, "compile"): _as_it_is,
+        (nn.Module, "compile"): lambda self, *args, **kwargs: None,
+        (torch, "load"): lambda *args, **kwargs: load(*args[:1], **{**kwargs, "map_location": "cpu"}),
+        (torch.cuda, "Event"): WallEvent,
+    }
+    replaced |= {(torch.cuda, name): lambda *args: None for name in ("synchronize", "empty_cache", "set_device")}
+    for (owner, name), value in replaced.items():
+        setattr(owner, name, value)

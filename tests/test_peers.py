@@ -1,0 +1,120 @@
+"""Record scripts of other people beside our own: what they ask of CUDA, one run at a time, and the comparison."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cifar_files import make
+
+from fastcifar.cli import main
+from fastcifar.peers import Peer
+from fastcifar.report import record
+
+# Of airbench's kind: the data in a .pt file beside it, everything on the GPU in half precision, a table of rows.
+SCRIPT = """
+import sys
+import torch
+from torch import nn
+
+with open(sys.argv[0]) as file:
+    code = file.read()
+
+
+@torch.compile
+def scaled(x):
+    return x.bfloat16() * 2
+
+
+@torch.compile(mode="max-autotune")
+def shifted(x):
+    return x + 1
+
+
+def main(run, model):
+    data = torch.load("cifar10/test.pt", map_location=torch.device("cuda"))
+    images = (data["images"].half() / 255).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    noise = torch.rand(3, device="cuda").to("cuda", torch.half)
+    assert noise.dtype == images.dtype == model.weight.dtype
+    logits = model(shifted(scaled(images)))
+    logits.float().sum().backward()
+    end.record()
+    torch.cuda.synchronize()
+    seconds = 1e-3 * start.elapsed_time(end)
+    print("|  %s  |  eval  |  |  |  %.4f  |  %.4f  |" % (run, len(data["labels"]) / 1000, seconds))
+
+
+columns = ["run", "epoch", "train_acc", "val_acc", "tta_val_acc", "time_seconds"]
+print("|  " + "  |  ".join(columns) + "  |")
+model = nn.Conv2d(3, 2, 3).half().cuda()
+model.compile(mode="max-autotune")
+for run in ["warmup", *range(200)]:
+    main(run, model)
+"""
+SMALL = ["model.widths=[8, 16, 16]", "train.epochs=1", "pipeline.batch_size=50", "evaluate.tta=mirror"]
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "record script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def command(tmp_path: Path, script: Path, runs: int) -> list[str]:
+    data = tmp_path / "data"
+    folder = data / "cifar-10-batches-py"
+    if not folder.exists():
+        make(data, num_test=100)
+    sets = [part for setting in SMALL for part in ("--set", setting)]
+    place = ["--out", str(tmp_path / "out"), "--name", "one"]
+    return ["record", "--data", str(data), "--runs", str(runs), "--peer", str(script), *place, *sets]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the shim stands in for a GPU")
+def test_a_script_runs_in_turn_with_ours_and_goes_on(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tmp_path, script, 1)) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main(command(tmp_path, script, 2)) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    runs = last["peer"]["runs"]
+    assert [run["accuracy"] for run in runs] == [0.1, 0.1]
+    assert runs[0] == first["peer"]["runs"][0]
+    mean_s = sum(run["seconds"] for run in runs) / 2
+    assert last["peer"]["time_ratio"] == pytest.approx(last["counted_mean_s"] / mean_s)
+    kept = json.loads((tmp_path / "out" / "one" / "peer.json").read_text())
+    assert kept["script"] == script.name and kept["runs"] == runs
+
+
+def test_another_version_of_a_script_begins_anew(script: Path, tmp_path: Path) -> None:
+    peers = record.read_peers(tmp_path, script)
+    peers.runs.append({"accuracy": 0.5, "seconds": 2.0})
+    record.write_peers(tmp_path, peers)
+    assert record.read_peers(tmp_path, script) == peers
+    script.write_text(SCRIPT + "# changed\n")
+    assert record.read_peers(tmp_path, script).runs == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("raise SystemExit('no luck')", "no luck"),
+        ("print('| epoch |')", "nothing was printed|epoch"),
+        ("1 / 0", "Zero"),
+    ],
+)
+def test_a_script_that_ends_early_is_one_line(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(content)
+    with Peer(path) as peer, pytest.raises(ValueError, match=rf"script.py ended before a run did.*({said})"):
+        peer.run()
+
+
+def test_a_script_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path, tmp_path / "none.py", 1)) == 2
+    assert "--peer: got" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
