@@ -82,9 +82,8 @@ def run(args: Args) -> int:
                 _train(args, seed, source, kept, clock, reporter)
                 clock = Clock(since_process_start=False)
         folders = [RunFolder.open(place / f"seed{seed}") for seed in seeds]
-        cards = [folder.read_card() or {} for folder in folders]
-        about = [json.loads(folder.environment.read_text(encoding="utf-8")) for folder in folders]
-        result = record.take_together(cards, args.target / 100, [one.get("energy_j") for one in about])
+        energies_j = [json.loads(one.environment.read_text(encoding="utf-8")).get("energy_j") for one in folders]
+        result = record.take_together([one.read_card() or {} for one in folders], args.target / 100, energies_j)
         record.write(place, result)
         reporter.line(f"{place}: {result.sentence}")
         told = {}
