@@ -92,6 +92,47 @@ def records(folder: Path, base: Path) -> str:
     return "\n".join([head, "|---|---|---:|---|---:|---:|---:|---:|---:|", *lines])
 
 
+def protocol(folder: Path) -> str:
+    """Markdown of what the records under `folder` show: kind, test against the target, time as records count it, peers.
+
+    A folder without a `record.json`, which `fastcifar record` writes, counts as runs without a target: a trial.
+    """
+    lines = []
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        cards = _cards(place)
+        if not cards:
+            continue
+        told, peer = _json(place / "record.json"), _json(place / "peer.json")
+        counted = [card["seconds"]["train"] + card["seconds"]["evaluate"] for card in cards]
+        ratio = ""
+        if peer:
+            theirs = statistics.mean(run["seconds"] for run in peer["runs"])
+            ratio = f"{statistics.mean(counted) / theirs:.2f} of {peer['script']}'s {theirs:,.1f} s"
+        p_value, energy = told.get("p_value"), told.get("energy_mean_j")
+        cells = (
+            f"[{place.name}]({place.name})",
+            told.get("kind", "trial"),
+            str(len(cards)),
+            f"{100 * told['target']:g} %" if told else "",
+            _mean_percent([card["tta_accuracy"] for card in cards]),
+            "" if p_value is None else f"{p_value:.2g}",
+            f"{statistics.mean(counted):,.1f} s",
+            f"{statistics.mean(card['seconds']['total'] for card in cards):,.1f} s",
+            "" if energy is None else f"{energy:,.0f} J",
+            ratio,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        return "No run is on record yet."
+    head = "| record | kind | runs | target | with TTA | p | as records count | wall clock | energy | beside it |"
+    return "\n".join([head, "|---|---|---:|---:|---:|---:|---:|---:|---:|---|", *lines])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return content
+
+
 CARD_KEYS = {
     "recipe",
     "dataset",
@@ -147,14 +188,21 @@ def replace_between(text: str, marker: str, content: str, where: str) -> str:
 
 
 def update(readme: Path, results: Path, record_folder: Path) -> bool:
-    """Write both tables into `readme`; whether that changed it.
+    """Write both tables into `readme`, and the records' own into their folder's; whether that changed anything.
 
-    The measurements go between `<!-- measurements -->` marks, the records between `<!-- results -->` marks, if any.
+    The measurements go between `<!-- measurements -->` marks, the records between `<!-- results -->` marks and, in the
+    `README.md` of their folder, between `<!-- records -->` marks, if any.
     """
     before = readme.read_text(encoding="utf-8")
     after = replace_between(before, "measurements", measurements(results, readme.parent), str(readme))
     if "<!-- results -->" in before:
         after = replace_between(after, "results", records(record_folder, readme.parent), str(readme))
-    if after != before:
+    changed = after != before
+    if changed:
         readme.write_text(after, encoding="utf-8")
-    return after != before
+    own = record_folder / "README.md"
+    if own.is_file() and "<!-- records -->" in (text := own.read_text(encoding="utf-8")):
+        written = replace_between(text, "records", protocol(record_folder), str(own))
+        changed |= written != text
+        own.write_text(written, encoding="utf-8")
+    return changed

@@ -163,7 +163,7 @@ def card(folder: Path, tta_accuracy: float) -> None:
         "tta": "mirror_translate",
         "accuracy": 0.93,
         "tta_accuracy": tta_accuracy,
-        "seconds": {"train": 100.0, "total": 130.0},
+        "seconds": {"train": 100.0, "evaluate": 10.0, "total": 130.0},
     }
     folder.mkdir(parents=True)
     (folder / "card.json").write_text(json.dumps(made))
@@ -171,6 +171,27 @@ def card(folder: Path, tta_accuracy: float) -> None:
 
 def test_what_the_readme_reads_of_a_card_is_there() -> None:
     assert {f.name for f in fields(Card)} >= readme.CARD_KEYS
+
+
+def test_the_records_own_table_says_kind_and_peer(tmp_path: Path) -> None:
+    folder = tmp_path / "records"
+    folder.mkdir()
+    (folder / "README.md").write_text("Rules\n<!-- records -->\n<!-- /records -->\n")
+    (tmp_path / "README.md").write_text("<!-- measurements --><!-- /measurements -->")
+    card(folder / "one" / "seed0", 0.941)
+    told = {"kind": "missed", "target": 0.94, "p_value": 0.25, "energy_mean_j": 1234.0}
+    (folder / "one" / "record.json").write_text(json.dumps(told))
+    theirs = {"script": "other.py", "sha256": "", "runs": [{"accuracy": 0.94, "seconds": 220.0}]}
+    (folder / "one" / "peer.json").write_text(json.dumps(theirs))
+    card(folder / "two" / "seed0", 0.9)
+    assert readme.update(tmp_path / "README.md", tmp_path, folder)
+    lines = (folder / "README.md").read_text().splitlines()
+    assert (
+        lines[4] == "| [one](one) | missed | 1 | 94 % | 94.10 % | 0.25 | 110.0 s | 130.0 s | 1,234 J "
+        "| 0.50 of other.py's 220.0 s |"
+    )
+    assert lines[5] == "| [two](two) | trial | 1 |  | 90.00 % |  | 110.0 s | 130.0 s |  |  |"
+    assert not readme.update(tmp_path / "README.md", tmp_path, folder)
 
 
 def test_records_are_a_line_a_folder_with_mean_and_deviation(tmp_path: Path) -> None:
