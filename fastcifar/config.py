@@ -1,6 +1,7 @@
 """The one schema of a run: frozen dataclasses, filled from a TOML recipe and then from the command line."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -15,7 +16,7 @@ PIPELINES = ("resident", "ffcv", "dali", "torchvision")
 OPTIMIZERS = ("muon", "sgd", "nesterov", "adam", "adamw", "adagrad", "adadelta")
 SCHEDULES = ("linear", "cosine", "constant", "triangular", "one_cycle", "step", "plateau")
 AVERAGINGS = ("none", "ema", "lookahead", "growing_lookahead")
-TTA_LEVELS = ("none", "mirror", "mirror_translate")
+TTA_LEVELS = ("none", "mirror", "selective", "mirror_translate")
 
 
 def _check(name: str, value: object, ok: bool, takes: str) -> None:
@@ -237,7 +238,8 @@ class EvaluateConfig:
     """How accuracy is measured."""
 
     tta: str = "mirror_translate"
-    """Views averaged a test image: none (1), mirror (2) or mirror_translate (6, as airbench)."""
+    """Views averaged a test image: none (1), mirror (2), mirror_translate (6, as airbench), selective (6 where 1
+    leaves doubt)."""
     batch_size: int = 1000
     """Images a forward pass."""
 
@@ -378,7 +380,7 @@ def build(kind: type, tree: Any, path: str) -> Any:
 
 
 def _join(path: str, key: str) -> str:
-    shown = key if key and key.isprintable() and len(key) <= 60 else ascii(key)[:60]
+    shown = key if re.fullmatch(r"[\w-]{1,60}", key) else ascii(key)[:60]
     return f"{path}.{shown}" if path else shown
 
 

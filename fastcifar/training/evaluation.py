@@ -11,6 +11,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from fastcifar.pipelines import Batch
 
+DOUBT = 0.5
+"""Selective TTA takes six views where one gives the two best classes probabilities less than this apart."""
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -60,19 +63,32 @@ def _views(network: nn.Module, images: Tensor, tta: str) -> tuple[Tensor, Tensor
     """Logits of the images, and their weighted mean over the views of `tta`.
 
     mirror_translate is airbench's: half the weight on the image and its mirror image, half on the same two views moved
-    by one pixel up-left and down-right.
+    by one pixel up-left and down-right. selective gives these views to those images that one view leaves in doubt.
     """
     plain = network(images)
-    if tta == "none":
-        return plain, plain
-    mirrored = 0.5 * (plain + network(images.flip(-1)))
+    if tta == "selective":
+        best = plain.float().softmax(1).topk(min(2, plain.shape[1])).values
+        doubtful = (best[:, 0] - best[:, -1] < DOUBT).nonzero().squeeze(1)
+        averaged = plain.clone()
+        if len(doubtful):
+            averaged[doubtful] = _averaged(network, _channels_last(images[doubtful]), plain[doubtful])
+        return plain, averaged
     if tta == "mirror":
-        return plain, mirrored
+        return plain, _mirrored(network, images, plain)
+    return plain, plain if tta == "none" else _averaged(network, images, plain)
+
+
+def _mirrored(network: nn.Module, images: Tensor, plain: Tensor) -> Tensor:
+    return 0.5 * (plain + network(images.flip(-1)))
+
+
+def _averaged(network: nn.Module, images: Tensor, plain: Tensor) -> Tensor:
+    """Mean logits of six views, of which `plain` are those of the first."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (1, 1, 1, 1), "reflect")
     moved = [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
     views = [_channels_last(view) for image in moved for view in (image, image.flip(-1))]
-    return plain, 0.5 * mirrored + 0.5 * torch.stack([network(view) for view in views]).mean(0)
+    return 0.5 * _mirrored(network, images, plain) + 0.5 * torch.stack([network(view) for view in views]).mean(0)
 
 
 def _channels_last(images: Tensor) -> Tensor:
