@@ -97,35 +97,39 @@ def protocol(folder: Path) -> str:
 
     A folder without a `record.json`, which `fastcifar record` writes, counts as runs without a target: a trial.
     """
-    lines = []
-    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        cards = _cards(place)
-        if not cards:
-            continue
-        told, peer = _json(place / "record.json"), _json(place / "peer.json")
-        counted = [card["seconds"]["train"] + card["seconds"]["evaluate"] for card in cards]
-        ratio = ""
-        if peer:
-            theirs = statistics.mean(run["seconds"] for run in peer["runs"])
-            ratio = f"{statistics.mean(counted) / theirs:.2f} of {peer['script']}'s {theirs:,.1f} s"
-        p_value, energy = told.get("p_value"), told.get("energy_mean_j")
-        cells = (
-            f"[{place.name}]({place.name})",
-            told.get("kind", "trial"),
-            str(len(cards)),
-            f"{100 * told['target']:g} %" if told else "",
-            _mean_percent([card["tta_accuracy"] for card in cards]),
-            "" if p_value is None else f"{p_value:.2g}",
-            f"{statistics.mean(counted):,.1f} s",
-            f"{statistics.mean(card['seconds']['total'] for card in cards):,.1f} s",
-            "" if energy is None else f"{energy:,.0f} J",
-            ratio,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+    places = sorted(path for path in folder.iterdir() if path.is_dir())
+    lines = [f"| {' | '.join(_protocol_cells(place, cards))} |" for place in places if (cards := _cards(place))]
     if not lines:
         return "No run is on record yet."
     head = "| record | kind | runs | target | with TTA | p | as records count | wall clock | energy | beside it |"
     return "\n".join([head, "|---|---|---:|---:|---:|---:|---:|---:|---:|---|", *lines])
+
+
+def _protocol_cells(place: Path, cards: list[dict[str, Any]]) -> tuple[str, ...]:
+    told, peer = _json(place / "record.json"), _json(place / "peer.json")
+    name = f"[{place.name}]({place.name})"
+    if not told:
+        counted_s = statistics.mean(card["seconds"]["train"] + card["seconds"]["evaluate"] for card in cards)
+        wall_s = statistics.mean(card["seconds"]["total"] for card in cards)
+        accuracy = _mean_percent([card["tta_accuracy"] for card in cards])
+        return (name, "trial", str(len(cards)), "", accuracy, "", f"{counted_s:,.1f} s", f"{wall_s:,.1f} s", "", "")
+    p_value, energy, deviation = told["p_value"], told["energy_mean_j"], told["tta_accuracy_deviation"]
+    beside = ""
+    if peer:
+        theirs_s = statistics.mean(run["seconds"] for run in peer["runs"].values())
+        beside = f"{told['counted_mean_s'] / theirs_s:.2f} of {peer['script']}'s {theirs_s:,.1f} s"
+    return (
+        name,
+        told["kind"],
+        str(told["num_runs"]),
+        f"{100 * told['target']:g} %",
+        f"{100 * told['tta_accuracy_mean']:.2f} %" + ("" if deviation is None else f" ± {100 * deviation:.2f}"),
+        "" if p_value is None else f"{p_value:.2g}",
+        f"{told['counted_mean_s']:,.1f} s",
+        f"{told['wall_mean_s']:,.1f} s",
+        "" if energy is None else f"{energy:,.0f} J",
+        beside,
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

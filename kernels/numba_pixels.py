@@ -1,8 +1,8 @@
-"""Pixels, compiled for the CPU: image by image, in bands of rows, through buffers that stay in the first-level cache.
+"""Pixels, compiled for the CPU: image by image, in bands of rows, through buffers of one band.
 
-A band is assembled in uint8 (crop, flip, CutMix of equally lit images), normalised, cast and written, or two bands are
-blended on the way (MixUp). What is more than that (rotation, colour, differently lit partners) goes through planes of
-float32.
+A band is assembled in uint8 (crop, flip, CutMix of equally lit images), normalised, cast and written, and stays in the
+first-level cache meanwhile; or two bands are blended on the way (MixUp). What is more than that (rotation, colour,
+differently lit partners) goes through planes of float32.
 
 Arguments are pointers, named as the arrays would be; `place` holds the images' height, width and whether they are
 extended by reflection, and `task` the buffers of one thread.
@@ -53,7 +53,8 @@ from fastcifar.kernels.plan import (
     WEIGHT,
 )
 
-BAND_PIXELS = 1024  # one 32x32 image
+BAND_PIXELS = 1024  # one 32x32 image, and more than a row of the largest
+PLANE_LENGTH = BAND_PIXELS + LANES
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -74,8 +75,8 @@ def _aligned(num_bytes):
 @compiled
 def _starts(height, width):
     """Where in a task's scratch memory each buffer begins, and where the last one ends, in bytes."""
-    band, reach = max(BAND_PIXELS, width), rotation_reach(height, width)
-    chunk, pixel_bytes, plane_bytes = _aligned(4 * CHUNK), _aligned(3 * band + 3 * LANES), 4 * (band + LANES)
+    reach = rotation_reach(height, width)
+    chunk, pixel_bytes, plane_bytes = _aligned(4 * CHUNK), _aligned(3 * PLANE_LENGTH), 4 * PLANE_LENGTH
     pixels = 4 * chunk
     others = pixels + pixel_bytes
     # Before what is to be flipped there is room as well.
@@ -294,11 +295,11 @@ def _by_planes(
         fill_texture(image, height, width, task.texture)
     if partner_floats[ROTATION] != _ZERO and (has_box or blended):
         fill_texture(partner, height, width, task.other_texture)
-    for at in range(0, 3 * height * width, 64):
-        prefetch(moved(ahead, at))
     for top in range(0, height, num_rows):
         low = min(top + num_rows, height)
         count = (low - top) * width
+        for at in range(3 * top * width, 3 * low * width, 64):
+            prefetch(moved(ahead, at))
         _fill_planes(place, task, image, task.texture, top, low, ints, floats, task.planes)
         # Of the partner only those rows are made that are shown.
         first, last = top, low
@@ -361,8 +362,8 @@ def _is_by_blend(ints, partner_ints, floats, partner_floats):
 
 
 @compiled
-def _three(first, stride):
-    return Planes(first, moved(first, stride), moved(first, 2 * stride))
+def _three(first):
+    return Planes(first, moved(first, PLANE_LENGTH), moved(first, 2 * PLANE_LENGTH))
 
 
 @compiled
@@ -370,7 +371,6 @@ def _prepare(place, scratch, scale3, shift3, rotates):
     """Lay out a task's scratch memory and fill what is the same for all its images."""
     height, width, reflect, _num_rows = place
     starts = _starts(height, width)
-    plane = max(BAND_PIXELS, width) + LANES
     planes, texture = floats_at(scratch, starts[7]), ints_at(scratch, starts[12])
     row_ints, row_floats = ints_at(scratch, starts[9]), floats_at(scratch, starts[9])
     length = width + LANES
@@ -392,9 +392,9 @@ def _prepare(place, scratch, scale3, shift3, rotates):
         moved(scratch, starts[4]),
         moved(scratch, starts[5]),
         moved(scratch, starts[6]),
-        _three(planes, plane),
-        _three(moved(planes, 3 * plane), plane),
-        _three(words_at(scratch, starts[8]), plane),
+        _three(planes),
+        _three(moved(planes, 3 * PLANE_LENGTH)),
+        _three(words_at(scratch, starts[8])),
         row,
         ints_at(scratch, starts[10]),
         ints_at(scratch, starts[11]),
@@ -437,11 +437,13 @@ def augment_range(
     images and out: addresses of uint8 [N, 3 h w] and of the output [n, 3 h w], of the dtype that kind says. scratch:
     uint8 of the size that scratch_bytes() gives, this task's own.
     """
+    if first == last:
+        return
     num_images, num_values = len(rows), 3 * height * width
     rotates = False
     for i in range(first, last + 1):
         rotates |= floats_nk[i if i < num_images else 0, ROTATION] != _ZERO
-    place = Place(height, width, reflect, max(BAND_PIXELS // width, 1))
+    place = Place(height, width, reflect, BAND_PIXELS // width)
     task = _prepare(place, pointer_to(scratch), scale3, shift3, rotates)
     source, all_ints, all_floats = (
         bytes_at(images),

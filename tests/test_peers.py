@@ -1,6 +1,7 @@
 """Record scripts of other people beside our own: what they ask of CUDA, one run at a time, and the comparison."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from cifar_files import make
 
 from fastcifar.cli import main
-from fastcifar.peers import Peer
+from fastcifar.peers import Peer, PeerRun
 from fastcifar.report import record
 
 # Of airbench's kind: the data in a .pt file beside it, everything on the GPU in half precision, a table of rows.
@@ -82,21 +83,55 @@ def test_a_script_runs_in_turn_with_ours_and_goes_on(
     assert main(command(tmp_path, script, 2)) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     runs = last["peer"]["runs"]
-    assert [run["accuracy"] for run in runs] == [0.1, 0.1]
-    assert runs[0] == first["peer"]["runs"][0]
-    mean_s = sum(run["seconds"] for run in runs) / 2
+    assert {seed: run["accuracy"] for seed, run in runs.items()} == {"0": 0.1, "1": 0.1}
+    assert runs["0"] == first["peer"]["runs"]["0"]
+    mean_s = sum(run["seconds"] for run in runs.values()) / 2
     assert last["peer"]["time_ratio"] == pytest.approx(last["counted_mean_s"] / mean_s)
     kept = json.loads((tmp_path / "out" / "one" / "peer.json").read_text())
     assert kept["script"] == script.name and kept["runs"] == runs
 
 
-def test_another_version_of_a_script_begins_anew(script: Path, tmp_path: Path) -> None:
+def test_runs_of_another_version_of_a_script_are_kept(script: Path, tmp_path: Path) -> None:
     peers = record.read_peers(tmp_path, script)
-    peers.runs.append({"accuracy": 0.5, "seconds": 2.0})
+    peers.runs["0"] = {"accuracy": 0.5, "seconds": 2.0}
     record.write_peers(tmp_path, peers)
     assert record.read_peers(tmp_path, script) == peers
     script.write_text(SCRIPT + "# changed\n")
-    assert record.read_peers(tmp_path, script).runs == []
+    with pytest.raises(ValueError, match=r"another version of record script\.py: takes a new --name"):
+        record.read_peers(tmp_path, script)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the shim stands in for a GPU")
+def test_a_peers_time_is_not_on_our_clock(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Peer.run
+
+    def slow(self: Peer) -> PeerRun:
+        time.sleep(3)
+        return run(self)
+
+    monkeypatch.setattr(Peer, "run", slow)
+    assert main(command(tmp_path, script, 2)) == 0
+    capsys.readouterr()
+    cards = [json.loads((tmp_path / f"out/one/seed{seed}/card.json").read_text()) for seed in (0, 1)]
+    assert all(card["seconds"]["other"] < 2 for card in cards)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the shim stands in for a GPU")
+def test_a_script_that_is_killed_between_two_runs_is_one_line(script: Path, tmp_path: Path) -> None:
+    made = make(tmp_path / "data", num_test=20)
+    from fastcifar import artefacts, data
+
+    with Peer(script) as peer:
+        peer.lay_out(artefacts.cached(data.locate("cifar10", made.path, download=False), "npy"))
+        assert peer.run().accuracy == 0.02
+        assert peer._child is not None
+        peer._child.kill()
+        with pytest.raises(ValueError, match="ended before a run did, exit code -9"):
+            peer.run()
+        folder = Path(peer._folder.name)
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

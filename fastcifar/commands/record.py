@@ -8,6 +8,7 @@ import tyro
 
 if TYPE_CHECKING:
     from fastcifar.data import Source
+    from fastcifar.peers import Peer
     from fastcifar.report.progress import Reporter
     from fastcifar.training.clock import Clock
 
@@ -29,7 +30,7 @@ class Args:
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe; may be given again and again."""
     peer: Path | None = None
-    """A record script of somebody else's (of airbench's kind), run on this device in turn with ours."""
+    """A record script of somebody else's (of airbench's kind), run on this device before each of ours."""
     out: Path = Path("bench/records")
     """Folder of the records; a new one is written into it, named by date, target and device."""
     name: str | None = None
@@ -47,7 +48,6 @@ def run(args: Args) -> int:
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from fastcifar import artefacts
     from fastcifar import config as configs
     from fastcifar.peers import Peer
     from fastcifar.report import record
@@ -69,12 +69,12 @@ def run(args: Args) -> int:
         reporter = stack.enter_context(Reporter())
         source = find_data(base.data, clock, reporter)
         if peer is not None:
-            peer.lay_out(artefacts.cached(source, "npy"))
-        for number, seed in enumerate(seeds):
-            if peer is not None and peers is not None and number >= len(peers.runs):
-                peers.runs.append(asdict(peer.run()))
+            _lay_out(peer, source, clock)
+        for seed in seeds:
+            if peer is not None and peers is not None and str(seed) not in peers.runs:
+                with clock.paused():
+                    peers.runs[str(seed)] = asdict(peer.run())
                 record.write_peers(place, peers)
-                reporter.line(f"{peers.script}: {100 * peers.runs[-1]['accuracy']:.2f} %")
             kept = place / f"seed{seed}"
             if (kept / "card.json").is_file():
                 reporter.line(f"{kept}: there already")
@@ -92,6 +92,15 @@ def run(args: Args) -> int:
             told = {"peer": {**asdict(peers), "time_ratio": result.counted_mean_s / peers.mean_s}}
     print(json.dumps({**asdict(result), **told, "folder": str(place)}))
     return 0
+
+
+def _lay_out(peer: "Peer", source: "Source", clock: "Clock") -> None:
+    from fastcifar import artefacts
+
+    with clock.part("convert"):
+        artefact = artefacts.cached(source, "npy")
+    with clock.paused():
+        peer.lay_out(artefact)
 
 
 def _train(args: Args, seed: int, source: "Source", kept: Path, clock: "Clock", reporter: "Reporter") -> None:

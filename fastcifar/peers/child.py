@@ -4,13 +4,17 @@ Scripts of airbench's kind print a table: a row for each epoch, and one named "e
 told to the parent as a line of JSON, and nothing goes on until the parent says so; the script's own clock stands then.
 """
 
+import contextlib
+import ctypes
 import io
 import json
 import runpy
+import signal
 import sys
 from typing import IO
 
-COLUMNS = {"tta_val_acc": "accuracy", "time_seconds": "seconds"}
+COLUMNS = {"accuracy": ("tta_val_acc",), "seconds": ("time_seconds", "total_time_seconds")}
+_PR_SET_PDEATHSIG = 1
 
 
 class Table(io.TextIOBase):
@@ -18,7 +22,7 @@ class Table(io.TextIOBase):
 
     def __init__(self, parent: IO[str], answers: IO[str], log: IO[str]) -> None:
         self._parent, self._answers, self._log = parent, answers, log
-        self._line, self._names = "", list[str]()
+        self._line, self._names = "", dict[str, int]()
 
     def write(self, text: str) -> int:
         """Look at each line once it is whole."""
@@ -34,18 +38,25 @@ class Table(io.TextIOBase):
 
     def _look_at(self, line: str) -> None:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if {"epoch", *COLUMNS} <= set(cells):
-            self._names = cells
-        row = dict(zip(self._names, cells, strict=False))
-        if len(cells) != len(self._names) or row["epoch"] != "eval":
+        if "epoch" in cells:
+            self._names = {
+                ours: cells.index(name) for ours, names in COLUMNS.items() for name in names if name in cells
+            }
+            if set(self._names) != set(COLUMNS):
+                raise SystemExit(f"its table has the columns {', '.join(cells)}: takes tta_val_acc and time_seconds")
+            self._names["epoch"] = cells.index("epoch")
+        if not self._names or len(cells) <= max(self._names.values()) or cells[self._names["epoch"]] != "eval":
             return
-        print(json.dumps({ours: float(row[theirs]) for theirs, ours in COLUMNS.items()}), file=self._parent, flush=True)
+        print(json.dumps({ours: float(cells[self._names[ours]]) for ours in COLUMNS}), file=self._parent, flush=True)
         if self._answers.readline().strip() != "go":
             raise SystemExit(0)
 
 
 def main(script: str) -> None:
     """Run the script as it would be run by hand."""
+    # A parent that is killed cannot end it any more, and a run is long.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     import torch
 
     if not torch.cuda.is_available():

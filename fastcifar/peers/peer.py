@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         if self._child is not None:
             self._child.kill()
-            with self._child:  # closes its pipes and waits
+            with suppress(BrokenPipeError), self._child:  # closes its pipes and waits
                 pass
         self._folder.cleanup()
 
@@ -70,8 +71,9 @@ class Peer:
         if self._child is None:
             self.warm_up()
         assert self._child is not None and self._child.stdin is not None
-        self._child.stdin.write("go\n")
-        self._child.stdin.flush()
+        with suppress(BrokenPipeError):  # where it has ended, the row that does not come says so
+            self._child.stdin.write("go\n")
+            self._child.stdin.flush()
         return self._row()
 
     def _row(self) -> PeerRun:

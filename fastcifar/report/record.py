@@ -113,41 +113,45 @@ def write(place: Path, record: Record) -> None:
 
 @dataclass(frozen=True)
 class Peers:
-    """Runs of somebody else's script on the same device, in turn with a record's."""
+    """Runs of somebody else's script on the same device, one before each of a record's."""
 
     script: str
     sha256: str
     """Of the script: which version it was."""
-    runs: list[dict[str, float]]
-    """Accuracy (share, with TTA, as the script evaluates) and seconds (by the script's own clock) of each."""
+    runs: dict[str, dict[str, float]]
+    """By the seed of our run that each belongs to: accuracy (share, with TTA, as the script evaluates), and seconds by
+    the script's own clock."""
 
     @property
     def accuracy_mean(self) -> float:
         """Share of the test set."""
-        return statistics.mean(run["accuracy"] for run in self.runs)
+        return statistics.mean(run["accuracy"] for run in self.runs.values())
 
     @property
     def mean_s(self) -> float:
         """Training and final evaluation."""
-        return statistics.mean(run["seconds"] for run in self.runs)
+        return statistics.mean(run["seconds"] for run in self.runs.values())
 
     def sentence(self, record: Record) -> str:
         """The comparison in one line."""
         return (
-            f"beside it, in turn: {self.script}, {len(self.runs)} runs: {100 * self.accuracy_mean:.2f} % with TTA, "
+            f"beside it: {self.script}, {len(self.runs)} runs: {100 * self.accuracy_mean:.2f} % with TTA, "
             f"{self.mean_s:,.1f} s; ours takes {record.counted_mean_s / self.mean_s:.2f} of its time"
         )
 
 
 def read_peers(place: Path, script: Path) -> Peers:
-    """The peer's runs that a record has so far; none where they are of another script."""
+    """The peer's runs that a record has so far. `ValueError` where they are of another script."""
     sha256 = hashlib.sha256(script.read_bytes()).hexdigest()
     path = place / "peer.json"
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["sha256"] == sha256:
-            return Peers(script.name, sha256, kept["runs"])
-    return Peers(script.name, sha256, [])
+    if not path.is_file():
+        return Peers(script.name, sha256, {})
+    kept = Peers(**json.loads(path.read_text(encoding="utf-8")))
+    if kept.sha256 != sha256:
+        raise ValueError(
+            f"--peer: got {script}, {path} holds runs of another version of {kept.script}: takes a new --name"
+        )
+    return kept
 
 
 def write_peers(place: Path, peers: Peers) -> None:

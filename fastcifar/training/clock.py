@@ -35,6 +35,16 @@ class Clock:
             self._settle()
             self._stack.pop()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The body's time counts to no part, as if it had not passed; not within a part."""
+        assert not self._stack
+        self._settle()
+        try:
+            yield
+        finally:
+            self._since_s = time.perf_counter()
+
     def seconds(self) -> dict[str, float]:
         """Seconds of every part so far, and their sum as `total`."""
         self._settle()

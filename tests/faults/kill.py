@@ -176,7 +176,10 @@ class TrainCase(Case):
 
 
 class ConvertCase(Case):
-    """`convert --force` over an artefact of other data: what a kill leaves is the old one, or the new one, whole."""
+    """`convert --force` over an artefact of other data: what a kill leaves is the old one, or the new one, whole.
+
+    Between two renames the old one lies beside its place, from where the next conversion takes it back.
+    """
 
     shortest = 0.3
 
@@ -200,7 +203,8 @@ class ConvertCase(Case):
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
     def spoilt(self, out: Path) -> str:
-        return "" if not out.exists() or self.result(out) in (self.old, self.whole) else "leaves an artefact in parts"
+        place = out if out.exists() else out.with_name(f".{out.name}.old")
+        return "" if self.result(place) in (self.old, self.whole) else "leaves no whole artefact"
 
 
 class EvaluateCase(Case):
@@ -270,7 +274,11 @@ def run(report: Report, seconds: float, out: Path, tell: Callable[[str], None], 
         for case in cases_of(Path(home)):
             row = rows[case.what] = Row("kill", case.what)
             report.rows.append(row)
-            if wrong := case.prepare():
+            try:
+                wrong = case.prepare()
+            except OSError as error:  # what it is made from is missing: another case went wrong
+                wrong = f"cannot be prepared: {error}"
+            if wrong:
                 row.findings += 1
                 report.findings.append(Finding("kill", row.what, wrong))
             else:
