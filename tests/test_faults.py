@@ -12,7 +12,7 @@ from faults.load import runs_at_once, short_runs
 from faults.report import Finding, Report, Row
 from faults.shard import Board, judge
 from faults.targets import TARGETS, Target, Unpickle
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -35,6 +35,22 @@ def test_every_reader_answers_or_refuses(target: type[Target], tmp_path: Path) -
     found = [outcome[1:] for outcome in outcomes if outcome[0] == "found"]
     assert not found, found[0]
     assert {"refused"} <= {outcome[0] for outcome in outcomes}
+
+
+@pytest.fixture(scope="module", params=LIGHT, ids=lambda target: target.name)
+def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Target:
+    return request.param(tmp_path_factory.mktemp(request.param.name))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_every_reader_answers_or_refuses_what_hypothesis_makes(reader: Target, data: st.DataObject) -> None:
+    good = data.draw(st.sampled_from(reader.seeds()))
+    at = data.draw(st.integers(0, len(good)))
+    other = data.draw(st.binary(max_size=40))
+    content = data.draw(st.sampled_from([good[:at] + other + good[at + len(other) :], good[:at] + other, other]))
+    outcome, what, trace = judge(reader, Unguarded(), content)  # type: ignore[arg-type]
+    assert outcome in ("right", "refused"), (what, trace)
 
 
 def test_a_wrong_reader_is_found(tmp_path: Path) -> None:
