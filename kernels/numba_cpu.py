@@ -20,7 +20,8 @@ from fastcifar.kernels import checks
 from fastcifar.kernels.numba_cast import BFLOAT16, FLOAT16, FLOAT32
 from fastcifar.kernels.numba_draw import draw_range, fisher_yates, is_possible, rows_inside
 from fastcifar.kernels.numba_jit import compiled_for
-from fastcifar.kernels.numba_pixels import augment_range, scratch_bytes
+from fastcifar.kernels.numba_pixels import augment_range
+from fastcifar.kernels.numba_task import scratch_bytes
 from fastcifar.kernels.numba_types import PARALLEL_AUGMENT, PARALLEL_DRAW
 from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, is_reflect
 

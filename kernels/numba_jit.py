@@ -1,14 +1,19 @@
-"""How everything for the CPU is compiled: exact arithmetic, cached on disk, compiled again when it has changed."""
+"""How everything for the CPU is compiled: exact arithmetic, cached on disk, compiled again when it has changed.
+
+The cache is a help and never a hindrance: a damaged file of it, or one that names what is no longer there, is compiled
+anew; where nothing can be written, nothing is cached.
+"""
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any
 
 from numba import njit
+from numba.core.caching import FunctionCache
 
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy"}
 _OTHERS = ("plan.py", "philox.py", "reference.py", "settings.py")
 
 
@@ -38,11 +43,45 @@ def _stamped(function: FunctionType) -> FunctionType:
     return copy
 
 
+class _Cache(FunctionCache):
+    """Numba's cache of a function's machine code; Numba's own raises for files that it cannot read or write."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Give the code kept for `sig`, or None where there is none of any use."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            # Whatever a damaged pickle raises. An empty index goes in its place.
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code compiled for `sig`, on a disk that is not full or read-only."""
+        with suppress(OSError):
+            super().save_overload(sig, data)
+
+
+def jit(function: FunctionType, signature: Any = None, **options: Any) -> Any:
+    """Compile with Numba and keep the code on disk where that is possible.
+
+    `signature`: compile for this one now, and for no other; None compiles when called. `options` are njit's.
+    """
+    dispatcher = njit(error_model="numpy", **options)(function)
+    # RuntimeError: no folder can be written.
+    with suppress(RuntimeError):
+        dispatcher._cache = _Cache(function)
+    if signature is not None:
+        dispatcher.compile(signature)
+        dispatcher.disable_compile()
+    return dispatcher
+
+
 def compiled(function: Any) -> Any:
     """Decorate what is called from compiled functions only."""
-    return njit(**_OPTIONS)(_stamped(function))
+    return jit(_stamped(function))
 
 
 def compiled_for(signature: Any, *, parallel: bool = False) -> Callable[[Any], Any]:
     """Decorate what is called from Python: compiled for one signature at once, run without Python's lock."""
-    return lambda function: njit(signature, nogil=True, parallel=parallel, **_OPTIONS)(_stamped(function))
+    return lambda function: jit(_stamped(function), signature, nogil=True, parallel=parallel)

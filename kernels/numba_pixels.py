@@ -4,35 +4,22 @@ A band is assembled in uint8 (crop, flip, CutMix of equally lit images), normali
 first-level cache meanwhile; or two bands are blended on the way (MixUp). What is more than that (rotation, colour,
 differently lit partners) goes through planes of float32.
 
-Arguments are pointers, named as the arrays would be; `place` holds the images' height, width and whether they are
-extended by reflection, and `task` the buffers of one thread.
+Arguments are pointers, named as the arrays would be; `place` and `task` are those of numba_task.py.
 """
-
-from collections import namedtuple
 
 import numpy as np
 
-from fastcifar.kernels.numba_cast import (
-    CHUNK,
-    FLOAT32,
-    blend,
-    normalise,
-    normalise_plane,
-    pair_up,
-    to_float32,
-    to_words,
-)
+from fastcifar.kernels.numba_cast import FLOAT32, blend, normalise, normalise_plane, to_float32, to_words
 from fastcifar.kernels.numba_colour import saturate, turn_hue
 from fastcifar.kernels.numba_jit import compiled, compiled_for
-from fastcifar.kernels.numba_rows import Row, fill_offsets, fill_texture, move_rows, rotate_rows, rotation_reach
+from fastcifar.kernels.numba_rows import fill_texture, move_rows, rotate_rows
+from fastcifar.kernels.numba_task import BAND_PIXELS, Place, prepare
 from fastcifar.kernels.numba_types import SERIAL_AUGMENT
 from fastcifar.kernels.numba_vector import (
     LANES,
-    SLACK,
     bytes_at,
     copy_bytes,
     floats_at,
-    ints_at,
     join_pixels,
     moved,
     pointer_to,
@@ -53,63 +40,7 @@ from fastcifar.kernels.plan import (
     WEIGHT,
 )
 
-BAND_PIXELS = 1024  # one 32x32 image, and more than a row of the largest
-PLANE_LENGTH = BAND_PIXELS + LANES
-
 _ZERO, _ONE = np.float32(0), np.float32(1)
-
-Place = namedtuple("Place", "height width reflect num_rows")
-Planes = namedtuple("Planes", "reds greens blues")
-Task = namedtuple(
-    "Task",
-    "scale shift scale_pairs shift_pairs pixels others unflipped planes other_planes words row y_offsets x_offsets "
-    "texture other_texture",
-)
-
-
-@compiled
-def _aligned(num_bytes):
-    return (num_bytes + 63) // 64 * 64
-
-
-@compiled
-def _starts(height, width):
-    """Where in a task's scratch memory each buffer begins, and where the last one ends, in bytes."""
-    reach = rotation_reach(height, width)
-    chunk, pixel_bytes, plane_bytes = _aligned(4 * CHUNK), _aligned(3 * PLANE_LENGTH), 4 * PLANE_LENGTH
-    pixels = 4 * chunk
-    others = pixels + pixel_bytes
-    # Before what is to be flipped there is room as well.
-    unflipped = others + pixel_bytes + _aligned(SLACK)
-    planes = unflipped + pixel_bytes
-    words = planes + _aligned(6 * plane_bytes)
-    row = words + _aligned(3 * plane_bytes // 2)
-    y_offsets = row + _aligned(8 * 4 * (width + LANES))
-    x_offsets = y_offsets + _aligned(4 * (height + 2 * reach))
-    texture = x_offsets + _aligned(4 * (width + 2 * reach))
-    end = texture + _aligned(2 * 4 * (height + 1) * (width + 1))
-    return (
-        0,
-        chunk,
-        2 * chunk,
-        3 * chunk,
-        pixels,
-        others,
-        unflipped,
-        planes,
-        words,
-        row,
-        y_offsets,
-        x_offsets,
-        texture,
-        end,
-    )
-
-
-@compiled
-def scratch_bytes(height, width):
-    """Size of the scratch memory that a task needs for images of this size."""
-    return _starts(height, width)[-1]
 
 
 @compiled
@@ -120,12 +51,7 @@ def _is_plain(floats):
 
 @compiled
 def _box(ints, column):
-    return (
-        np.int64(ints[column]),
-        np.int64(ints[column + 1]),
-        np.int64(ints[column + 2]),
-        np.int64(ints[column + 3]),
-    )
+    return (np.int64(ints[column]), np.int64(ints[column + 1]), np.int64(ints[column + 2]), np.int64(ints[column + 3]))
 
 
 @compiled
@@ -150,17 +76,7 @@ def _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, ahe
         move_rows(image, top, low, ints, height, width, reflect, task.unflipped, task.pixels)
         box_top, box_low = max(top, y0), min(low, y1)
         if box_top < box_low and x0 < x1:
-            move_rows(
-                partner,
-                box_top,
-                box_low,
-                partner_ints,
-                height,
-                width,
-                reflect,
-                task.unflipped,
-                task.others,
-            )
+            move_rows(partner, box_top, box_low, partner_ints, height, width, reflect, task.unflipped, task.others)
             target = moved(task.pixels, 3 * ((box_top - top) * width + x0))
             source = moved(task.others, 3 * x0)
             for _ in range(box_low - box_top):
@@ -217,17 +133,7 @@ def _fill_planes(place, task, image, texture, top, low, ints, floats, planes):
     num_pixels = (low - top) * width
     if floats[ROTATION] != _ZERO:
         rotate_rows(
-            texture,
-            task.y_offsets,
-            task.x_offsets,
-            top,
-            low,
-            ints,
-            floats[ROTATION],
-            height,
-            width,
-            task.row,
-            planes,
+            texture, task.y_offsets, task.x_offsets, top, low, ints, floats[ROTATION], height, width, task.row, planes
         )
     else:
         move_rows(image, top, low, ints, height, width, reflect, task.unflipped, task.pixels)
@@ -270,20 +176,7 @@ def _join_planes(task, num_pixels, kind, out16, out32):
 
 
 @compiled
-def _by_planes(
-    place,
-    task,
-    image,
-    partner,
-    ints,
-    partner_ints,
-    floats,
-    partner_floats,
-    kind,
-    ahead,
-    out16,
-    out32,
-):
+def _by_planes(place, task, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32):
     """Write any image, by bands of float32, a plane for each colour."""
     height, width, _reflect, num_rows = place
     y0, x0, y1, x1 = _box(ints, CUTMIX)
@@ -307,15 +200,7 @@ def _by_planes(
             first, last = max(top, y0), min(low, y1) if has_box else top
         if first < last:
             _fill_planes(
-                place,
-                task,
-                partner,
-                task.other_texture,
-                first,
-                last,
-                partner_ints,
-                partner_floats,
-                task.other_planes,
+                place, task, partner, task.other_texture, first, last, partner_ints, partner_floats, task.other_planes
             )
         for channel in range(3):
             plane, other = task.planes[channel], task.other_planes[channel]
@@ -361,76 +246,9 @@ def _is_by_blend(ints, partner_ints, floats, partner_floats):
     )
 
 
-@compiled
-def _three(first):
-    return Planes(first, moved(first, PLANE_LENGTH), moved(first, 2 * PLANE_LENGTH))
-
-
-@compiled
-def _prepare(place, scratch, scale3, shift3, rotates):
-    """Lay out a task's scratch memory and fill what is the same for all its images."""
-    height, width, reflect, _num_rows = place
-    starts = _starts(height, width)
-    planes, texture = floats_at(scratch, starts[7]), ints_at(scratch, starts[12])
-    row_ints, row_floats = ints_at(scratch, starts[9]), floats_at(scratch, starts[9])
-    length = width + LANES
-    row = Row(
-        row_ints,
-        moved(row_ints, length),
-        moved(row_floats, 2 * length),
-        moved(row_floats, 3 * length),
-        moved(row_ints, 4 * length),
-        moved(row_ints, 5 * length),
-        moved(row_ints, 6 * length),
-        moved(row_ints, 7 * length),
-    )
-    task = Task(
-        floats_at(scratch, starts[0]),
-        floats_at(scratch, starts[1]),
-        floats_at(scratch, starts[2]),
-        floats_at(scratch, starts[3]),
-        moved(scratch, starts[4]),
-        moved(scratch, starts[5]),
-        moved(scratch, starts[6]),
-        _three(planes),
-        _three(moved(planes, 3 * PLANE_LENGTH)),
-        _three(words_at(scratch, starts[8])),
-        row,
-        ints_at(scratch, starts[10]),
-        ints_at(scratch, starts[11]),
-        texture,
-        moved(texture, (height + 1) * (width + 1)),
-    )
-    for j in range(CHUNK):
-        task.scale[j], task.shift[j] = scale3[j % 3], shift3[j % 3]
-    pair_up(task.scale, task.scale_pairs)
-    pair_up(task.shift, task.shift_pairs)
-    if rotates:
-        # The last row and column stay black.
-        for j in range(2 * (height + 1) * (width + 1)):
-            texture[j] = np.int32(0)
-        reach = rotation_reach(height, width)
-        fill_offsets(task.y_offsets, height, reach, width + 1, reflect)
-        fill_offsets(task.x_offsets, width, reach, np.int64(1), reflect)
-    return task
-
-
 @compiled_for(SERIAL_AUGMENT)
 def augment_range(
-    first,
-    last,
-    images,
-    rows,
-    ints_nk,
-    floats_nk,
-    height,
-    width,
-    reflect,
-    scale3,
-    shift3,
-    kind,
-    scratch,
-    out,
+    first, last, images, rows, ints_nk, floats_nk, height, width, reflect, scale3, shift3, kind, scratch, out
 ):
     """Write images first..last-1 of the batch.
 
@@ -444,71 +262,24 @@ def augment_range(
     for i in range(first, last + 1):
         rotates |= floats_nk[i if i < num_images else 0, ROTATION] != _ZERO
     place = Place(height, width, reflect, BAND_PIXELS // width)
-    task = _prepare(place, pointer_to(scratch), scale3, shift3, rotates)
-    source, all_ints, all_floats = (
-        bytes_at(images),
-        pointer_to(ints_nk),
-        pointer_to(floats_nk),
-    )
+    task = prepare(place, pointer_to(scratch), scale3, shift3, rotates)
+    source, all_ints, all_floats = (bytes_at(images), pointer_to(ints_nk), pointer_to(floats_nk))
     value_bytes = 4 if kind == FLOAT32 else 2
     for i in range(first, last):
         j = i + 1 if i + 1 < num_images else 0
-        image, partner = (
-            moved(source, rows[i] * num_values),
-            moved(source, rows[j] * num_values),
-        )
+        image, partner = (moved(source, rows[i] * num_values), moved(source, rows[j] * num_values))
         ahead = moved(source, rows[i + 2 if i + 2 < num_images else 0] * num_values)
-        ints, partner_ints = (
-            moved(all_ints, i * NUM_INTS),
-            moved(all_ints, j * NUM_INTS),
-        )
-        floats, partner_floats = (
-            moved(all_floats, i * NUM_FLOATS),
-            moved(all_floats, j * NUM_FLOATS),
-        )
+        ints, partner_ints = (moved(all_ints, i * NUM_INTS), moved(all_ints, j * NUM_INTS))
+        floats, partner_floats = (moved(all_floats, i * NUM_FLOATS), moved(all_floats, j * NUM_FLOATS))
         target = moved(bytes_at(out), i * num_values * value_bytes)
         out16, out32 = words_at(target, 0), floats_at(target, 0)
         if _is_by_bytes(ints, floats, partner_floats):
-            _by_bytes(
-                place,
-                task,
-                image,
-                partner,
-                ints,
-                partner_ints,
-                floats,
-                kind,
-                ahead,
-                out16,
-                out32,
-            )
+            _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, ahead, out16, out32)
         elif _is_by_blend(ints, partner_ints, floats, partner_floats):
             _by_blend(
-                place,
-                task,
-                image,
-                partner,
-                ints,
-                partner_ints,
-                floats,
-                partner_floats,
-                kind,
-                ahead,
-                out16,
-                out32,
+                place, task, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32
             )
         else:
             _by_planes(
-                place,
-                task,
-                image,
-                partner,
-                ints,
-                partner_ints,
-                floats,
-                partner_floats,
-                kind,
-                ahead,
-                out16,
-                out32,
+                place, task, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32
             )

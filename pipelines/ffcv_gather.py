@@ -4,7 +4,9 @@ One thread: copying 3 KB an image takes a small share of what the fused kernel t
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
+
+from fastcifar.kernels.numba_jit import compiled_for
 
 
 def _array(dtype, ndim: int, readonly: bool = True):  # type: ignore[no-untyped-def]
@@ -18,13 +20,12 @@ _STREAMED = types.void(
 )
 
 
-@njit(_MAPPED, cache=True, nogil=True)
+@compiled_for(_MAPPED)
 def gather_mapped(pointers_n, samples_n, memory, out_nb):  # type: ignore[no-untyped-def]
     """Copy the images of `samples_n` from a mapped file.
 
     pointers_n: uint64 [N], where each image of the file begins; samples_n: int64 [n]; memory: uint8 [bytes of the
-    file];
-    out_nb: uint8 [n, bytes an image].
+    file]; out_nb: uint8 [n, bytes an image].
     """
     size = out_nb.shape[1]
     for i in range(len(samples_n)):
@@ -32,7 +33,7 @@ def gather_mapped(pointers_n, samples_n, memory, out_nb):  # type: ignore[no-unt
         out_nb[i, :] = memory[start : start + size]
 
 
-@njit(_STREAMED, cache=True, nogil=True)
+@compiled_for(_STREAMED)
 def gather_streamed(pointers_n, samples_n, pages_sb, slot_of_page, page_bits, out_nb):  # type: ignore[no-untyped-def]
     """Copy the images of `samples_n` from pages read into slots.
 

@@ -60,6 +60,7 @@ from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.reader import Reader  # noqa: E402
 from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
+from fastcifar.kernels.numba_jit import jit  # noqa: E402
 from fastcifar.pipelines.ffcv_gather import gather_mapped, gather_streamed  # noqa: E402
 
 NUM_PAGE_READERS = 4
@@ -79,7 +80,7 @@ def _compile_cached(cls: type, code: Any, signature: Any = None) -> Any:
     if getattr(code, "is_plain", False):  # our decoders
         return code
     parallel = bool(getattr(code, "is_parallel", False)) and cls.num_threads > 1  # type: ignore[attr-defined]
-    return numba.njit(signature, fastmath=True, nogil=True, error_model="numpy", parallel=parallel, cache=True)(code)
+    return jit(code, signature, fastmath=True, nogil=True, parallel=parallel)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from kernel_cases import CIFAR, augmentations, pictures, same_bits
 from torchvision.transforms import v2
 
 from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan
-from fastcifar.kernels.numba_pixels import BAND_PIXELS
+from fastcifar.kernels.numba_task import BAND_PIXELS
 
 DTYPES = ("float32", "bfloat16", "float16")
 SIDES = st.one_of(st.integers(1, 12), st.sampled_from([31, 32, 33, 40]))

@@ -1,7 +1,9 @@
 """What compiling costs and how compiled code behaves in a process: caches, threads, forks, operators."""
 
+import errno
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -97,6 +99,53 @@ def test_stale_code_is_not_used_after_a_change_elsewhere():
     assert {"numba_pixels.py", "numba_vector.py", "numba_draw.py"} <= sources
     cell = numba_jit._stamped(lambda: None).__closure__[0].cell_contents
     assert cell == numba_jit._digest()
+
+
+def _doubled(x):
+    return 2 * x
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "noise", "another module", "data"])
+def test_a_damaged_cache_is_compiled_anew(tmp_path, monkeypatch, damage):
+    import numba
+
+    from fastcifar.kernels import numba_jit
+
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def hits():
+        function = numba_jit.jit(_doubled, "int64(int64)")
+        assert function(21) == 42
+        return sum(function.stats.cache_hits.values())
+
+    assert [hits(), hits()] == [0, 1]
+    (index,), (data,) = tmp_path.rglob("*.nbi"), tmp_path.rglob("*.nbc")
+    whole = index.read_bytes()
+    if damage == "data":
+        data.write_bytes(data.read_bytes()[:-20])
+    else:
+        gone = pickle.dumps(numba.__version__, protocol=-1) + b"cfastcifar.gone\nClass\n."
+        index.write_bytes({"empty": b"", "cut": whole[:-9], "noise": b"\x93" * 99, "another module": gone}[damage])
+    assert [hits(), hits()] == [0, 1]
+
+
+def test_without_room_for_a_cache_code_is_compiled_all_the_same(tmp_path, monkeypatch):
+    from numba import config
+    from numba.core.caching import CacheImpl, IndexDataCacheFile
+
+    from fastcifar.kernels import numba_jit
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(IndexDataCacheFile, "_open_for_write", full)
+        assert numba_jit.jit(_doubled, "int64(int64)")(21) == 42
+    with monkeypatch.context() as patched:
+        patched.setattr(CacheImpl, "_locator_classes", [])
+        assert numba_jit.jit(_doubled, "int64(int64)")(21) == 42
+    assert not list(tmp_path.rglob("*.nb*"))
 
 
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
