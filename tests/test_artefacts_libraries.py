@@ -54,7 +54,7 @@ for path in sys.argv[1:]:
     found["kinds"] = [type(reader.handlers[name]).__name__ for name in reader.field_names]
     if path.endswith("usual/train.beton"):
         decoders = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()], "index": [IntDecoder()]}
-        loader = Loader(path, batch_size=500, num_workers=2, order=OrderOption.SEQUENTIAL, os_cache=True,
+        loader = Loader(path, batch_size=500, num_workers=1, order=OrderOption.SEQUENTIAL, os_cache=True,
                         drop_last=False, pipelines=decoders)
         batches = [[part.copy() for part in batch] for batch in loader]
         images, found["labels"], found["indices"] = (np.concatenate(parts) for parts in zip(*batches))
