@@ -339,7 +339,15 @@ def test_a_damaged_archive_is_found_by_its_checksum(packed: tuple) -> None:
     assert "CRC" in refusal(path)
 
 
-@pytest.mark.parametrize("data", [b"", b"not an archive", gzip.compress(b"not a tar" * 100), gzip.compress(b"")])
+NO_ARCHIVES = {
+    "empty": b"",
+    "text": b"not an archive",
+    "compressed text": gzip.compress(b"not a tar" * 100),
+    "compressed nothing": gzip.compress(b""),
+}
+
+
+@pytest.mark.parametrize("data", NO_ARCHIVES.values(), ids=NO_ARCHIVES)
 def test_what_is_no_archive_is_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(data)
