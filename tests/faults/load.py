@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from cifar_files import make
@@ -63,7 +64,7 @@ def short_runs(count: int, end_s: float = float("inf")) -> tuple[int, str, dict[
         data = make(Path(home) / "data", num_test=10).path
         config = configs.load("speedrun", [f"data.path={str(data)!r}", *SETTINGS])
         while done < count and (time.monotonic() < end_s or done <= warm_up):
-            with Reporter() as reporter:
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), Reporter() as reporter:
                 folder = RunFolder.create(Path(home) / "run", config)
                 run(config, find_data(config.data, Clock(), reporter), folder, Clock(), reporter)
                 folder.release()
