@@ -147,7 +147,7 @@ class Step:
         self._network = loop.compiled(network) if self._compiled else network
         self._pipeline = session.training_pipeline(np.arange(self._num_images) if self._num_images else None)
         self._state = loop.new_state(network, config, self._dtype)
-        self._state.step = loop.total_steps(config, self._pipeline) - 1
+        self._state.step = loop.steps_in(config.train.epochs, self._pipeline.steps_per_epoch) - 1
         self._epoch = 0
         self._batches = iter(self._pipeline.epoch(0))
         self._kept = next(self._batches) if self._fixed else None

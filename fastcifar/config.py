@@ -1,6 +1,7 @@
 """The one schema of a run: frozen dataclasses, filled from a TOML recipe and then from the command line."""
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -189,7 +190,7 @@ class TrainConfig:
     """on, off or auto: torch.compile where it was measured to pay (on a GPU)."""
     threads: int = 0
     """CPU threads; 0 takes what torch takes."""
-    checkpoint_epochs: float = 1.0
+    checkpoint_epochs: int = 1
     """Epochs between checkpoints; 0 writes none."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints are kept; the weights of the best validated epoch are kept beside them."""
@@ -203,7 +204,12 @@ class TrainConfig:
         _check("train.whiten_epochs", self.whiten_epochs, self.whiten_epochs >= 0, "a number of at least 0")
         _check("train.averaging_decay", self.averaging_decay, 0 <= self.averaging_decay < 1, "a number below 1")
         _check("train.threads", self.threads, self.threads >= 0, "a whole number of at least 0")
-        _check("train.checkpoint_epochs", self.checkpoint_epochs, self.checkpoint_epochs >= 0, "a number of at least 0")
+        _check(
+            "train.checkpoint_epochs",
+            self.checkpoint_epochs,
+            self.checkpoint_epochs >= 0,
+            "a whole number of at least 0",
+        )
         _check_choice("train.averaging", self.averaging, AVERAGINGS)
         _check("train.keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints > 0, "a whole number above 0")
         _check_choice("train.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
@@ -259,6 +265,8 @@ class Config:
     """One line on what the recipe is for."""
     seed: int = 0
     """Fixes initial weights, order and augmentation."""
+    target: float = 0.0
+    """Test accuracy with TTA in percent that the card compares with; 0: none."""
     data: DataConfig = field(default_factory=DataConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -272,12 +280,18 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse seeds that the counter-based generator has no room for, and settings that need a validation split."""
         _check("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
+        _check("target", self.target, 0 <= self.target <= 100, "a percentage")
         if not self.data.validation:
             needs = "takes data.validation above 0: it must not look at the test set"
             if self.schedule.name == "plateau":
                 raise ValueError(f"schedule.name: got 'plateau', {needs}")
             if self.train.early_stop_epochs:
                 raise ValueError(f"train.early_stop_epochs: got {self.train.early_stop_epochs}, {needs}")
+
+
+def quoted(path: Path) -> str:
+    """A path as a setting's value: a TOML string, whatever quotes are in the path."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def recipe_names() -> list[str]:
@@ -399,8 +413,8 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and not abs(value) < 2**63:
         raise ValueError(f"{path}: got {_shown(value)}, takes {_TAKES.get(kind, kind.__name__)} below 2**63")
-    if kind is float and number:
-        return float(value)
+    if number and (kind is float or (kind is int and value == int(value))):
+        return kind(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(f"{path}: got {_shown(value)}, takes {_TAKES.get(kind, kind.__name__)}")
     return value

@@ -13,14 +13,13 @@ from PIL import Image
 from fastcifar import config as configs
 from fastcifar import kernels, pipelines
 from fastcifar.cli import main
-from fastcifar.data import locate
+from fastcifar.data import locate, stratified_rows
 from fastcifar.evaluation.preview import augmented
 from fastcifar.evaluation.results import draw_finished
 from fastcifar.report import comparison, pictures
 from fastcifar.report.curves import Curves
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
-from fastcifar.training.session import stratified_rows
 
 
 @pytest.fixture(scope="module")

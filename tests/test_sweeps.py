@@ -34,8 +34,8 @@ from fastcifar.sweeps import space as spaces
 from fastcifar.sweeps import study as studies
 from fastcifar.training import run as training
 from fastcifar.training.clock import Clock
-from fastcifar.training.loop import NonFiniteLossError
 from fastcifar.training.session import Session, find_data
+from fastcifar.training.tally import NonFiniteLossError
 
 SPACE = """
 trials = {trials}

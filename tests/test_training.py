@@ -13,15 +13,18 @@ from safetensors.torch import load_file
 
 from fastcifar import config as configs
 from fastcifar.config import Config
+from fastcifar.data import stratified_rows
 from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.pipelines import Batch
 from fastcifar.report.card import Card
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
-from fastcifar.training import checkpoints, loop
+from fastcifar.training import checkpoints, loop, losses
 from fastcifar.training.clock import Clock
+from fastcifar.training.device import pick_dtype
 from fastcifar.training.run import run
-from fastcifar.training.session import find_data, stratified_rows
+from fastcifar.training.session import Session, find_data
+from fastcifar.training.tally import EpochReport, NonFiniteLossError, Taken, Tally
 
 SMALL = ["pipeline.batch_size=50", "model.widths=[8, 16, 16]", "train.epochs=3", "train.whiten_epochs=1"]
 
@@ -96,7 +99,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     class StoppedError(Exception):
         pass
 
-    def stop_after_epoch_2(self: object, report: loop.EpochReport, *_: object) -> None:
+    def stop_after_epoch_2(self: object, report: EpochReport, *_: object) -> None:
         if report.epoch == 3:
             raise StoppedError
 
@@ -137,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_last_chec
 
     monkeypatch.setattr(loop, "loss_and_logits", break_at_14)
     with pytest.raises(
-        loop.NonFiniteLossError, match=r"nan at step 14; .* last good checkpoint: .*step000000010.safetensors"
+        NonFiniteLossError, match=r"nan at step 14; .* last good checkpoint: .*step000000010.safetensors"
     ):
         train(small_config(folder), tmp_path / "run")
 
@@ -260,11 +263,104 @@ def test_a_batch_that_gives_no_number_is_kept_or_skipped_and_counted(folder: Pat
             assert card.skipped_steps == 1
             assert all(torch.isfinite(v).all() for v in load_file(tmp_path / "run" / "weights.safetensors").values())
             return
-        with pytest.raises(loop.NonFiniteLossError, match="step 14; the batch is kept in"):
+        with pytest.raises(NonFiniteLossError, match="step 14; the batch is kept in"):
             train(config, tmp_path / "run")
     kept = load_file(tmp_path / "run" / "nonfinite.safetensors")
     assert kept["images"].shape == (50, 3, 32, 32)
     assert len(set(kept["indices"].tolist())) == 50
+
+
+def test_an_image_that_gives_no_number_does_not_stay_in_the_norms(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, calls = loop.resize, []
+
+    def break_at_14(images: torch.Tensor, pixels: int) -> torch.Tensor:
+        calls.append(pixels)
+        return honest(images * float("inf") if len(calls) == 14 else images, pixels)
+
+    monkeypatch.setattr(loop, "resize", break_at_14)
+    card = train(small_config(folder, "train.on_nonfinite=skip"), tmp_path / "run")
+    assert card.skipped_steps == 1
+    assert all(torch.isfinite(v).all() for v in load_file(tmp_path / "run" / "weights.safetensors").values())
+    assert card.accuracy > 0.2
+
+
+def test_a_compiled_run_takes_the_steps_of_one_that_is_not(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that compiling adds to a run, but for the compiler: the warm-up must leave nothing behind."""
+    stages = "train.resolution=[{until=0.5, pixels=24}, {until=1, pixels=32}]"
+    plain = train(small_config(folder, stages), tmp_path / "plain")
+    monkeypatch.setattr(loop, "compiled", lambda network: network)
+    card = train(small_config(folder, stages, "train.compile=on"), tmp_path / "compiled")
+    assert (plain.compiled, card.compiled) == (False, True)
+    same_run(tmp_path / "plain", tmp_path / "compiled")
+
+
+def test_a_run_killed_after_ending_early_does_not_train_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = [f"optimizer.{name}=1e-9" for name in ("lr", "bias_lr", "head_lr")]
+    early = ["data.validation=0.2", "train.epochs=9", "train.early_stop_epochs=2", *rates]
+    config = small_config(folder, *early)
+    honest = Session.predictions
+
+    def killed(self: Session, network: torch.nn.Module, part: str, *rest: object) -> object:
+        if part == "test":
+            raise KeyboardInterrupt
+        return honest(self, network, part, *rest)  # type: ignore[arg-type]
+
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Session, "predictions", killed)
+        train(config, tmp_path / "stopped")
+    assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) < 9
+    train(config, tmp_path / "stopped", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_loss_read_late_is_found_before_it_is_kept(folder: Path, tmp_path: Path) -> None:
+    """On a GPU losses are read once an epoch; what a checkpoint brings back is looked at again."""
+    tally = Tally()
+    tally.losses, tally.correct, tally.num_images = (
+        [torch.tensor(1.0), torch.tensor(float("nan"))],
+        [torch.tensor(3)],
+        9,
+    )
+    with pytest.raises(NonFiniteLossError):
+        Tally.from_tensors(tally.to_tensors()).check()
+
+    def keep_only(self: Tally, taken: Taken, labels: torch.Tensor, step: int) -> None:
+        self.losses.append(taken.loss)
+        self._last_step = step
+
+    with pytest.MonkeyPatch.context() as patch:
+        honest = loop.loss_and_logits
+        patch.setattr(Tally, "add", keep_only)
+        patch.setattr(loop, "loss_and_logits", lambda *args: (honest(*args)[0] * float("nan"), honest(*args)[1]))
+        patch.setattr(Reporter, "advance", lambda self, *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(NonFiniteLossError):
+            train(small_config(folder), tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+@pytest.mark.parametrize(("has_units", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_without_units_for_bfloat16_takes_float16(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, has_units: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_units)
+    assert pick_dtype(small_config(folder, "train.dtype=auto").train, torch.device("cuda")) is dtype
+
+
+def test_fractions_of_an_epoch_are_whole_steps() -> None:
+    assert [loop.steps_in(epochs, 200) for epochs in (0.55, 0.551, 1, 0.0049)] == [110, 111, 200, 1]
+
+
+def test_a_target_goes_from_the_settings_to_the_card(folder: Path, tmp_path: Path) -> None:
+    card = train(small_config(folder, "train.epochs=0.2", "target=96"), tmp_path / "run")
+    assert card.target == 0.96
+    assert "target 96 %: missed by" in card.target_sentence
 
 
 def test_running_out_of_memory_names_a_batch_size_that_fits(folder: Path, tmp_path: Path) -> None:
@@ -304,7 +400,7 @@ def test_a_student_learns_from_its_teacher_and_a_run_starts_from_another(folder:
 
 def test_the_distance_to_a_teacher_is_the_softened_divergence() -> None:
     logits, taught = torch.randn(4, 10), torch.randn(4, 10)
-    found = loop.distance_to_teacher(lambda _: taught, torch.zeros(4, 3, 8, 8), logits, 2.0, torch.float32)  # type: ignore[arg-type]
+    found = losses.distance_to_teacher(lambda _: taught, torch.zeros(4, 3, 8, 8), logits, 2.0, torch.float32)  # type: ignore[arg-type]
     p, q = (taught / 2).softmax(1), (logits / 2).softmax(1)
     torch.testing.assert_close(found, 4 * (p * (p / q).log()).sum(1).mean())
 

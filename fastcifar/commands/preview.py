@@ -36,7 +36,7 @@ def run(args: Args) -> int:
     from fastcifar.training.clock import Clock
     from fastcifar.training.session import find_data
 
-    path = [] if args.data is None else [f"data.path='{args.data}'"]
+    path = [] if args.data is None else [f"data.path={configs.quoted(args.data)}"]
     config = configs.load(args.recipe, [*path, *args.set])
     out = args.out or Path(f"preview-{config.name}.png")
     with Reporter() as reporter:

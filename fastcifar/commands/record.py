@@ -23,8 +23,8 @@ class Args:
     """Runs, with seeds seed, seed + 1, ...; fewer than 10 are a trial. Those that are there already are kept."""
     seed: int = 0
     """Seed of the first run."""
-    recipe: str = "speedrun"
-    """Name of a recipe or path of a TOML file."""
+    recipe: str | None = None
+    """Name of a recipe or path of a TOML file; by default that of `fastcifar speedrun --target`."""
     data: Path | None = None
     """CIFAR folder or .tar.gz."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
@@ -57,7 +57,7 @@ def run(args: Args) -> int:
     from fastcifar.training.device import describe, pick_device
     from fastcifar.training.session import find_data
 
-    base = configs.load(args.recipe, _settings(args, args.seed))
+    base = configs.load(_recipe(args), _settings(args, args.seed))
     name = args.name or f"{time.strftime('%Y%m%d')}_{args.target:g}_{_slug(describe(pick_device()))}"
     place = args.out / name
     clock = Clock()
@@ -114,20 +114,28 @@ def _train(args: Args, seed: int, source: "Source", kept: Path, clock: "Clock", 
     from fastcifar.training.run import run as train
     from fastcifar.training.session import resolve
 
-    config = resolve(configs.load(args.recipe, _settings(args, seed)), source)
+    config = resolve(configs.load(_recipe(args), _settings(args, seed)), source)
     with tempfile.TemporaryDirectory(prefix="fastcifar-record-") as scratch:
         folder = RunFolder.create(Path(scratch) / kept.name, config)
         before_j = energy.used_j()
-        card = train(config, source, folder, clock, reporter, target=args.target / 100)
+        card = train(config, source, folder, clock, reporter)
         after_j = energy.used_j()
         used_j = None if before_j is None or after_j is None or after_j < before_j else after_j - before_j
         record.keep(folder.path, kept, used_j)
     reporter.console.print(render(card))
 
 
+def _recipe(args: Args) -> str:
+    from fastcifar.commands.speedrun import RECIPES
+
+    return args.recipe or RECIPES.get(round(args.target), "speedrun")
+
+
 def _settings(args: Args, seed: int) -> list[str]:
-    data = [] if args.data is None else [f"data.path='{args.data}'"]
-    return [*data, f"seed={seed}", *args.set]
+    from fastcifar.config import quoted
+
+    path = [] if args.data is None else [f"data.path={quoted(args.data)}"]
+    return [*path, f"seed={seed}", f"target={args.target}", *args.set]
 
 
 def _slug(device: str) -> str:

@@ -37,7 +37,7 @@ class Args:
 
 
 RECIPES = {94: "speedrun", 95: "speedrun-95", 96: "speedrun-96", 97: "se_resnet-fast"}
-SHAPES10_TARGET = 0.90
+SHAPES10_TARGET = 90
 
 
 def run(args: Args) -> int:
@@ -69,13 +69,12 @@ def run(args: Args) -> int:
         listeners = trackers(args.track, reporter.line)
         source = find_data(DataConfig(args.dataset, str(args.data or "")), clock, reporter)
         recipe = args.recipe or ("speedrun-shapes10" if source.dataset == "shapes10" else RECIPES[args.target])
-        targets = {"cifar10": args.target / 100, "shapes10": SHAPES10_TARGET}
+        target = {"cifar10": args.target, "shapes10": SHAPES10_TARGET}.get(source.dataset, 0)
         for seed in range(args.seed, args.seed + args.runs):
-            config = resolve(configs.load(recipe, _settings(args, seed)), source)
+            config = resolve(configs.load(recipe, [f"target={target}", *_settings(args, seed)]), source)
             out = args.out / f"seed{seed}" if args.out and args.runs > 1 else args.out
             folder = RunFolder.create(out, config)
-            target = targets.get(source.dataset)
-            card = train(config, source, folder, clock, reporter, target=target, listeners=listeners)
+            card = train(config, source, folder, clock, reporter, listeners=listeners)
             reporter.console.print(render(card))
             if args.pictures:
                 draw_finished(folder, source, reporter)

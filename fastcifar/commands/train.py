@@ -43,10 +43,7 @@ MAY_CHANGE = ("train.threads", "data.path")
 
 def settings(args: Args) -> list[str]:
     """The command line's shorthands and --set, as settings; --set has the last word."""
-    import json
-
-    def quoted(path: Path) -> str:
-        return json.dumps(str(path), ensure_ascii=False)  # TOML, whatever quotes are in it
+    from fastcifar.config import quoted
 
     shorthands = {
         "data.path": args.data and quoted(args.data),

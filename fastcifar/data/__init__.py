@@ -2,6 +2,6 @@
 
 from fastcifar.data.errors import DataError
 from fastcifar.data.locate import Source, cache_dir, load, locate
-from fastcifar.data.split import Dataset, Split
+from fastcifar.data.split import Dataset, Split, stratified_rows
 
-__all__ = ["DataError", "Dataset", "Source", "Split", "cache_dir", "load", "locate"]
+__all__ = ["DataError", "Dataset", "Source", "Split", "cache_dir", "load", "locate", "stratified_rows"]

@@ -82,3 +82,21 @@ class Dataset:
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.train.class_names)
+
+
+def stratified_rows(labels_n: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out, int64, ascending, both with the classes' shares of the whole.
+
+    `validation` is a share (under 1) or a count of the whole. A function of the labels and the seed alone.
+    """
+    num = round(validation * len(labels_n)) if validation < 1 else int(validation)
+    if not 0 < num < len(labels_n):
+        raise ValueError(f"data.validation: got {num} images, takes 1 to {len(labels_n) - 1}")
+    # Each class's rows, shuffled, are spread evenly over 0..1: the first `num` of all hold every class's share.
+    shuffled = np.random.default_rng(seed).permutation(len(labels_n))
+    place = np.empty(len(labels_n))
+    for label in np.unique(labels_n):
+        rows = shuffled[labels_n[shuffled] == label]
+        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
+    order = np.argsort(place, kind="stable")
+    return np.sort(order[num:]), np.sort(order[:num])

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from fastcifar.training.loop import EpochReport
+    from fastcifar.training.tally import EpochReport
 
 _PIPE_WIDTH = 240
 

@@ -128,8 +128,8 @@ class _Objective:
     def _run(self, trial: optuna.Trial) -> float:
         from fastcifar.report.tracking import trackers
         from fastcifar.training.clock import Clock
-        from fastcifar.training.loop import NonFiniteLossError
         from fastcifar.training.run import fit
+        from fastcifar.training.tally import NonFiniteLossError
 
         # Before anyone can see that the trial began, its heartbeat must be there: see `studies.Recovery`.
         trial.storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]

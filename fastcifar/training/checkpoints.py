@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from fastcifar.atomic import write_atomically
 from fastcifar.data.errors import quote
 from fastcifar.training.evaluation import Predictions
-from fastcifar.training.loop import State, Tally
+from fastcifar.training.loop import State
 from fastcifar.training.schedules import Plateau
+from fastcifar.training.tally import Tally
 
 FORMAT = "fastcifar-checkpoint-2"
 PREFIX = "step"

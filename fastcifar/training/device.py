@@ -20,12 +20,13 @@ def pick_device() -> torch.device:
 def pick_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     """The compute dtype: as set, or bfloat16 where the device has units for it.
 
-    On a CPU without them bfloat16 is emulated, and hundreds of times slower than float32.
+    Without them bfloat16 is emulated: on a CPU hundreds of times slower than float32, and on a GPU slower than float16,
+    which is taken there.
     """
     if config.dtype != "auto":
         return DTYPES[config.dtype]
     if device.type == "cuda":
-        return torch.bfloat16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else torch.float32
 
 
@@ -39,7 +40,8 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     units = "AMX" if "amx_bf16" in _cpu_flags() else torch.backends.cpu.get_cpu_capability()
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads, {units}"
+    num = torch.get_num_threads()
+    return f"{_cpu_name()}, {num} {'thread' if num == 1 else 'threads'}, {units}"
 
 
 def keep_freed_memory() -> bool:

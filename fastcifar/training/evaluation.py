@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcifar.training.losses import autocast
+
 if TYPE_CHECKING:
     from fastcifar.pipelines import Batch
 
@@ -51,7 +53,7 @@ def predict(network: nn.Module, batches: "Iterable[Batch]", tta: str, dtype: tor
     was_training = network.training
     network.eval()
     for batch in batches:
-        with torch.autocast(batch.images.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(batch.images, dtype):
             plain, averaged = _views(network, batch.images, tta)
         # The pipeline may reuse its buffers for the next batch.
         rows.append((plain.float(), averaged.float(), batch.labels.clone(), batch.indices.clone()))

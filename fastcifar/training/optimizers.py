@@ -45,7 +45,10 @@ class Muon(torch.optim.Optimizer):
 
     def _step_stack(self, weights: list[Tensor], lr: float, momentum: float) -> None:
         grads = [weight.grad for weight in weights if weight.grad is not None]
-        buffers = [self.state[w].setdefault("momentum_buffer", torch.zeros_like(w)) for w in weights]
+        for weight in weights:
+            if "momentum_buffer" not in self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)
         directions = torch._foreach_add(grads, buffers, alpha=momentum)

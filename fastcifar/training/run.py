@@ -1,5 +1,6 @@
 """A whole run: train, evaluate, and write it all down."""
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fastcifar import config as configs
 from fastcifar import data, models
+from fastcifar.atomic import write_atomically
 from fastcifar.config import Config
 from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.report.card import Card
@@ -24,6 +26,7 @@ from fastcifar.training.evaluation import Predictions
 from fastcifar.training.listeners import Listener
 from fastcifar.training.memory import OutOfMemoryError, largest_fitting, ran_out_of_memory
 from fastcifar.training.session import Session
+from fastcifar.training.tally import EpochReport, NonFiniteLossError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,12 +59,15 @@ def fit(
     resume: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Trained:
-    """Train and validate `config` into `folder`, as `run` does, and leave the test set alone: no weights, no card."""
+    """Train and validate `config` into `folder`, as `run` does, and leave the test set alone: no weights, no card.
+
+    Raises what `run` does.
+    """
     session = Session.prepare(config, source, clock, reporter)
     if resume:
         _warn_of_other_machine(folder, describe(session.device), reporter)
     about = environment(describe(session.device))
-    folder.environment.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder.environment, (json.dumps(about, indent=2) + "\n").encode())
     with clock.part("load"):
         train_rows_n, validation_rows_n = session.split_rows()
         network = session.network()
@@ -71,10 +77,11 @@ def fit(
         pipeline = session.training_pipeline(train_rows_n)
     with pipeline:
         forward: Callable[[Tensor], Tensor] = network
+        # Before the warm-up, which freezes what the optimisers would then leave out.
+        state = loop.new_state(network, config, session.dtype, teacher)
         if compiled := use_compile(config.train, session.device):
             forward = loop.compiled(network)
             _warm_up(network, forward, pipeline, session, clock)
-        state = loop.new_state(network, config, session.dtype, teacher)
         if resume:
             if checkpoints.checkpoint_paths(folder.checkpoints):
                 used, wrong = checkpoints.load_latest(folder.checkpoints, state)
@@ -108,15 +115,13 @@ def run(
     clock: Clock,
     reporter: Reporter,
     *,
-    target: float | None = None,
     resume: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> Card:
     """Train and score `config`, everything into `folder`; `resume` goes on from its last checkpoint.
 
-    `source` is the data set; `target` is a share of the test set that the card compares with. Raises `ValueError` (a
-    wrong setting or unusable data), `loop.NonFiniteLossError`, `OutOfMemoryError`, and `InterruptedRunError` after
-    Ctrl-C or SIGTERM, when a checkpoint is written.
+    `source` is the data set. Raises `ValueError` (a wrong setting or unusable data), `NonFiniteLossError`,
+    `OutOfMemoryError`, and `InterruptedRunError` after Ctrl-C or SIGTERM, when a checkpoint is written.
     """
     trained = fit(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
     session, network = trained.session, trained.network
@@ -148,11 +153,11 @@ def run(
         train_accuracy=trained.train_accuracy,
         validation_accuracy=trained.validation_accuracy,
         skipped_steps=trained.skipped_steps,
-        target=target,
+        target=config.target / 100 if config.target else None,
         seconds=clock.seconds(),
         run=str(folder.path),
     )
-    folder.card.write_text(json.dumps(card.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_atomically(folder.card, (json.dumps(card.to_json(), indent=2) + "\n").encode())
     for listener in listeners:
         listener.finished(card)
     return card
@@ -171,7 +176,7 @@ class _Training:
     reporter: Reporter
     validation_rows_n: "np.ndarray | None"
     listeners: Sequence[Listener]
-    reports: list[loop.EpochReport] = field(default_factory=list)
+    reports: list[EpochReport] = field(default_factory=list)
     validation_accuracy: float | None = None
 
     def run(self) -> None:
@@ -180,12 +185,13 @@ class _Training:
         with StopRequest() as request:
             hooks = loop.Hooks(self._on_step, self._on_epoch, lambda: request.signal_number > 0, self._ends_early)
             try:
+                over: bool | None
                 with self.clock.part("train"):
                     over = loop.train(state, self.forward, self.pipeline, config, self.session.dtype, hooks)
-            except loop.NonFiniteLossError as error:
+            except NonFiniteLossError as error:
                 self._save_batch(error.step)
                 good = checkpoints.checkpoint_paths(self.folder.checkpoints)
-                raise loop.NonFiniteLossError(
+                raise NonFiniteLossError(
                     f"{error}; the batch is kept in {self.folder.nonfinite}; "
                     f"last good checkpoint: {good[-1] if good else 'none, it came before the first'}",
                     error.step,
@@ -193,7 +199,10 @@ class _Training:
             except RuntimeError as error:
                 if not ran_out_of_memory(error):
                     raise
-                raise OutOfMemoryError(self._memory_sentence()) from None
+                over = None
+            if over is None:
+                # Out of the handler: within it the traceback holds the failed step's tensors, beside which less fits.
+                raise OutOfMemoryError(self._memory_sentence())
             if not over:
                 path = self._save()
                 raise InterruptedRunError(
@@ -205,7 +214,7 @@ class _Training:
     def _on_step(self, step: int, num_steps: int) -> None:
         self.reporter.advance("training", step, num_steps, unit=f"step {step}/{num_steps}")
 
-    def _on_epoch(self, report: loop.EpochReport) -> None:
+    def _on_epoch(self, report: EpochReport) -> None:
         config, dataset = self.session.config, self.session.index.dataset
         self.reports.append(report)
         entry = {"dataset": dataset, **asdict(report), "validation_accuracy": None}
@@ -216,7 +225,7 @@ class _Training:
             entry["skipped_steps"] = self.state.skipped_steps
         self.folder.append_metrics(entry)
         self.reporter.epoch(report, config.train.epochs, dataset, self.validation_accuracy)
-        if config.train.checkpoint_epochs and report.epoch % max(1, round(config.train.checkpoint_epochs)) == 0:
+        if config.train.checkpoint_epochs and report.epoch % config.train.checkpoint_epochs == 0:
             self._save()
         for listener in self.listeners:
             listener.epoch(entry)
@@ -235,8 +244,9 @@ class _Training:
         return predictions
 
     def _ends_early(self) -> bool:
-        patience = self.session.config.train.early_stop_epochs
-        if not patience or self.reports[-1].epoch - self.state.best_epoch < patience:
+        # By the step, so that a run killed after its last epoch ends when it goes on.
+        done, patience = self.state.step // self.pipeline.steps_per_epoch, self.session.config.train.early_stop_epochs
+        if not patience or done - self.state.best_epoch < patience:
             return False
         self.reporter.line(f"ended early: no better validation accuracy since epoch {self.state.best_epoch}")
         return True
@@ -256,20 +266,25 @@ class _Training:
 
     def _memory_sentence(self) -> str:
         """What would have fitted, found by trying."""
-        config, state = self.session.config, self.state
+        config, state, dtype = self.session.config, self.state, self.session.dtype
         for optimizer in state.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        batch = next(iter(self.pipeline.epoch(0)))
-        images = loop.resize(batch.images, max((s.pixels for s in config.train.resolution), default=0))
+        gc.collect()
+        pixels = max((stage.pixels for stage in config.train.resolution), default=0)
 
         def attempt(num: int) -> None:
-            part = replace(batch, images=images[:num], labels=batch.labels[:num], mix_labels=None, mix_weights=None)
-            loss, _ = loop.loss_and_logits(state.network, part, part.images, 0.0, self.session.dtype)
+            batch = next(iter(self.pipeline.epoch(0)))
+            images = loop.resize(batch.images[:num], pixels)
+            part = replace(batch, images=images, labels=batch.labels[:num], mix_labels=None, mix_weights=None)
+            loss, logits = loop.loss_and_logits(state.network, part, images, 0.0, dtype)
+            if state.teacher is not None:
+                loss = loss + loop.distance_to_teacher(state.teacher, batch.images[:num], logits, 1.0, dtype)
             loss.backward()
 
-        fits = largest_fitting(attempt, config.pipeline.batch_size)
+        size = config.pipeline.batch_size
+        fits = largest_fitting(attempt, size)
         advice = f"{fits} fits: --set pipeline.batch_size={fits}" if fits else "not even a single image fits"
-        return f"out of memory on {describe(self.session.device)} with pipeline.batch_size {len(images)}; {advice}"
+        return f"out of memory on {describe(self.session.device)} with pipeline.batch_size {size}; {advice}"
 
 
 def _warn_of_other_machine(folder: RunFolder, device: str, reporter: Reporter) -> None:

@@ -1,4 +1,4 @@
-"""What a run stands on: data set, artefact, device and dtype, and the pipelines and networks made from them."""
+"""What a run stands on: where its data is, artefact, device and dtype, and the pipelines and networks made of them."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -91,7 +91,7 @@ class Session:
         if not self.config.data.validation:
             return None, None
         labels_n = artefacts.read(self.artefact, "train").labels_n
-        return stratified_rows(labels_n, self.config.data.validation, self.config.seed)
+        return data.stratified_rows(labels_n, self.config.data.validation, self.config.seed)
 
     def _first_images(self) -> Tensor:
         """The first training images, normalised, float32 [n, 3, h, w]."""
@@ -121,21 +121,3 @@ def resolve(config: Config, source: data.Source) -> Config:
     """The configuration with the data set that was found, so that the run folder says which and where."""
     path = "" if source.path is None else str(source.path.absolute())
     return replace(config, data=replace(config.data, dataset=source.dataset, path=path))
-
-
-def stratified_rows(labels_n: np.ndarray, validation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out, int64, ascending, both with the classes' shares of the whole.
-
-    `validation` is a share (under 1) or a count of the whole. A function of the labels and the seed alone.
-    """
-    num = round(validation * len(labels_n)) if validation < 1 else int(validation)
-    if not 0 < num < len(labels_n):
-        raise ValueError(f"data.validation: got {num} images, takes 1 to {len(labels_n) - 1}")
-    # Each class's rows, shuffled, are spread evenly over 0..1: the first `num` of all hold every class's share.
-    shuffled = np.random.default_rng(seed).permutation(len(labels_n))
-    place = np.empty(len(labels_n))
-    for label in np.unique(labels_n):
-        rows = shuffled[labels_n[shuffled] == label]
-        place[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    order = np.argsort(place, kind="stable")
-    return np.sort(order[num:]), np.sort(order[:num])

@@ -214,8 +214,9 @@ def main(argv: list[str]) -> None:
         corpus.mkdir()
         for number, data in enumerate(shard.target.seeds()):
             (corpus / f"seed-{number}").write_bytes(data)
+        # Who started this process watches for hangs.
         flags = [f"-seed={int(seed) + 1}", f"-max_total_time={max(1, int(float(seconds)))}", f"-runs={max_inputs}",
-                 f"-max_len={MAX_INPUT_BYTES}", "-timeout=60", "-rss_limit_mb=0", "-verbosity=0",
+                 f"-max_len={MAX_INPUT_BYTES}", "-timeout=0", "-rss_limit_mb=0", "-verbosity=0",
                  "-len_control=20", f"-artifact_prefix={out}/", str(corpus)]  # fmt: skip
         atheris.Setup(["faults", *flags], shard.feed)
         atheris.Fuzz()
