@@ -8,8 +8,13 @@ import numpy as np
 from fastcifar.kernels.plan import (
     CUTMIX,
     CUTOUT,
+    DTYPES,
+    HUE,
+    MAX_HUE,
+    MAX_ROTATION_DEGREES,
     NUM_FLOATS,
     NUM_INTS,
+    ROTATION,
     SHIFT_X,
     SHIFT_Y,
     WEIGHT,
@@ -22,7 +27,6 @@ from fastcifar.kernels.settings import MAX_SIDE_PX, check_side
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("float32", "bfloat16", "float16")
 FORMS = ("auto", "reference", "numba", "cuda")
 
 
@@ -37,6 +41,12 @@ def torch_dtype(dtype: Any) -> "torch.dtype":
     return getattr(torch, name)
 
 
+@lru_cache(maxsize=8)
+def kind_of(dtype: "torch.dtype") -> int:
+    """What kernels are told of the output's dtype: FLOAT32, BFLOAT16 or FLOAT16 of plan.py."""
+    return DTYPES.index(str(dtype).removeprefix("torch."))
+
+
 def check_form(form: str) -> None:
     """Raise ValueError unless form is a form."""
     if form not in FORMS:
@@ -44,7 +54,10 @@ def check_form(form: str) -> None:
 
 
 def check_images(images: Any) -> None:
-    """Raise ValueError unless images is a contiguous uint8 [N, h, w, 3] tensor or array of a size that kernels take."""
+    """Raise ValueError unless images is a contiguous uint8 [N, h, w, 3] tensor or array of a size that kernels take.
+
+    Tensors lie in main memory or on a CUDA GPU.
+    """
     shape, dtype = getattr(images, "shape", None), getattr(images, "dtype", None)
     if shape is None or dtype is None:
         raise ValueError(f"images_nhwc: got {type(images).__name__}, takes a torch tensor or a NumPy array")
@@ -53,8 +66,11 @@ def check_images(images: Any) -> None:
         raise ValueError(f"images_nhwc: got dtype {dtype}, takes uint8")
     if len(shape) != 4 or shape[3] != 3:
         raise ValueError(f"images_nhwc: got shape {tuple(shape)}, takes [N, height, width, 3]")
-    contiguous = images.flags.c_contiguous if isinstance(images, np.ndarray) else images.is_contiguous()
-    if not contiguous:
+    is_array = isinstance(images, np.ndarray)
+    # A meta tensor's memory begins at 0, and other accelerators' is not the host's.
+    if not (is_array or images.is_cpu or images.is_cuda):
+        raise ValueError(f"images_nhwc: got a tensor on {images.device}, takes one in main memory or on a CUDA GPU")
+    if not (images.flags.c_contiguous if is_array else images.is_contiguous()):
         raise ValueError("images_nhwc: got a strided view, takes contiguous memory in the order [N, height, width, 3]")
     if not (1 <= shape[1] <= MAX_SIDE_PX and 1 <= shape[2] <= MAX_SIDE_PX):
         check_side("height of images_nhwc", int(shape[1]))
@@ -76,6 +92,12 @@ def row_error(rows_n: np.ndarray, num_images: int) -> ValueError:
     """The error for rows of which at least one lies outside."""
     position = int(np.flatnonzero((rows_n < 0) | (rows_n >= num_images))[0])
     return ValueError(f"rows_n: got {rows_n[position]} at position {position}, takes 0 to {num_images - 1}")
+
+
+def check_num_indices(num_indices: int, num_rows: int) -> None:
+    """Raise ValueError unless there is an index for each row."""
+    if num_indices != num_rows:
+        raise ValueError(f"indices_n: got {num_indices} indices, takes one for each of the {num_rows} rows")
 
 
 def check_seed_epoch(seed: int, epoch: int) -> None:
@@ -117,6 +139,17 @@ def check_out(out: Any, shape: tuple[int, int, int, int], dtype: Any, device: An
         raise ValueError(f"out: got strides {out.stride()}, takes channels-last memory, strides {strides}")
 
 
+def output(out: Any, shape: tuple[int, int, int, int], dtype: Any, device: Any) -> "torch.Tensor":
+    """The tensor to write to: the caller's, checked, or a new one in channels-last memory."""
+    import torch
+
+    if out is not None:
+        check_out(out, shape, dtype, device)
+        return out
+    n, channels, height, width = shape
+    return torch.empty((n, height, width, channels), dtype=dtype, device=device).permute(0, 3, 1, 2)
+
+
 def check_plan_shape(plan: Plan, num_images: int, height: int, width: int) -> None:
     """Raise ValueError unless a plan on the host is for this many images of this size, in arrays of the right kind."""
     if len(plan) != num_images:
@@ -142,7 +175,16 @@ def check_plan_numbers(plan: Plan) -> None:
     ints, floats, height, width = plan.ints_nk, plan.floats_nk, plan.height, plan.width
     if not np.isfinite(floats).all():
         raise ValueError("plan.floats_nk: got a number that is not finite, takes finite numbers")
-    if (np.abs(ints[:, SHIFT_Y : SHIFT_X + 1]) > MAX_SIDE_PX).any():
+    for name, column, most in (("rotation", ROTATION, MAX_ROTATION_DEGREES), ("hue", HUE, MAX_HUE)):
+        beyond = np.abs(floats[:, column]) > most
+        if beyond.any():
+            position = int(np.flatnonzero(beyond)[0])
+            raise ValueError(
+                f"plan.{name}_n: got {floats[position, column]:g} at position {position}, takes -{most} to {most}"
+            )
+    # Not by their absolute values: that of the least integer is negative.
+    shifts = ints[:, SHIFT_Y : SHIFT_X + 1]
+    if ((shifts < -MAX_SIDE_PX) | (shifts > MAX_SIDE_PX)).any():
         raise ValueError(f"plan.shifts_n2: got a shift beyond {MAX_SIDE_PX}, takes at most that many pixels either way")
     for name, column in (("cutout", CUTOUT), ("cutmix", CUTMIX)):
         y0, x0, y1, x1 = ints[:, column : column + 4].T
@@ -161,7 +203,8 @@ def check_plan_numbers(plan: Plan) -> None:
 
 
 def _check_cutmix_weights(boxes_n4: np.ndarray, weights_n: np.ndarray, pixels: int) -> None:
-    area = (boxes_n4[:, 2] - boxes_n4[:, 0]) * (boxes_n4[:, 3] - boxes_n4[:, 1])
+    y0, x0, y1, x1 = boxes_n4.astype(np.int64).T
+    area = (y1 - y0) * (x1 - x0)
     wrong = (area > 0) & (weights_n != share(pixels - area, pixels))
     if wrong.any():
         position = int(np.flatnonzero(wrong)[0])

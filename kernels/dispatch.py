@@ -85,7 +85,7 @@ def augment(
     rows = np.arange(num_images) if rows_n is None else checks.int64_vector("rows_n", rows_n)
     compiled = host_form(form)
     compiled.check(plan, rows, num_images, height, width)
-    batch = output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
+    batch = checks.output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
     scale, shift = scale_shift(normalisation)
     compiled.augment(images_nhwc, rows, plan, scale, shift, batch, num_threads)
     return batch
@@ -111,8 +111,11 @@ def augment_batch(
     which is drawn; None where that is its row. The rest is as for `augment` and `draw_plan`.
 
     Returns (images [n, 3, h, w], mix_weights float32 [n], partners int64 [n]) on the images' device; the last two are
-    None where no mixing is configured. On a GPU, rows_n in a tensor there are checked by the kernel itself, without
-    waiting for it: an image of a row that does not exist comes out as zeros.
+    None where no mixing is configured. Raises ValueError, before any memory is touched, on a wrong dtype, layout, size,
+    row, number of indices, seed, epoch, form, number of threads or `out`, and where the settings do not fit the images.
+
+    On a GPU, rows_n in a tensor there are checked by the kernel itself, without waiting for it: an image of a row that
+    does not exist comes out as zeros, and `raise_for_bad_rows` says so when asked.
     """
     import torch
 
@@ -137,11 +140,10 @@ def augment_batch(
         )
     rows = checks.int64_vector("rows_n", rows_n)
     indices = rows if indices_n is None else checks.int64_vector("indices_n", indices_n)
-    if len(indices) != len(rows):
-        raise ValueError(f"indices_n: got {len(indices)} indices, takes one for each of the {len(rows)} rows")
+    checks.check_num_indices(len(indices), len(rows))
     compiled = host_form(form)
     compiled.check_rows(rows, num_images)
-    batch = output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
+    batch = checks.output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
     ints = np.empty((len(rows), NUM_INTS), dtype=np.int32)
     floats = np.empty((len(rows), NUM_FLOATS), dtype=np.float32)
     plan = Plan(ints, floats, height, width, augmentation.padding_mode)
@@ -164,6 +166,19 @@ def augment_batch(
         torch.from_numpy(plan.mix_weights_n.copy()),
         torch.from_numpy(partners(len(rows))),
     )
+
+
+def raise_for_bad_rows(device: Any) -> None:
+    """Raise ValueError where, since the last call, a row in a tensor on this GPU was not one of the images'.
+
+    device: torch.device or its name; "cuda" is the current one. Waits for all that the GPU has been given. Does nothing
+    for a CPU, where augment_batch raises by itself.
+    """
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda" or simulates_cuda():
+        cuda_form().raise_for_bad_rows(device)
 
 
 def epoch_order(num_images: int, seed: int, epoch: int, *, form: str = "auto") -> np.ndarray:
@@ -239,14 +254,3 @@ def scale_shift(normalisation: Normalisation) -> tuple[np.ndarray, np.ndarray]:
     for array in pair:
         array.flags.writeable = False
     return pair
-
-
-def output(out: Any, shape: tuple[int, int, int, int], dtype: Any, device: Any) -> "torch.Tensor":
-    """The tensor to write to: the caller's, checked, or a new one in channels-last memory."""
-    import torch
-
-    if out is not None:
-        checks.check_out(out, shape, dtype, device)
-        return out
-    n, channels, height, width = shape
-    return torch.empty((n, height, width, channels), dtype=dtype, device=device).permute(0, 3, 1, 2)

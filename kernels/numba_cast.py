@@ -7,8 +7,8 @@ import numpy as np
 
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_vector import LANES, lit_to_bfloat16, moved, plain_to_bfloat16, prefetch
+from fastcifar.kernels.plan import BFLOAT16, FLOAT16
 
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 CHUNK = 96  # a multiple of the three channels and of every vector's length
 
 _U = np.uint32

@@ -3,10 +3,11 @@
 import numpy as np
 
 from fastcifar.kernels.numba_jit import compiled
+from fastcifar.kernels.reference import GREY
 
 _F = np.float32
 _ZERO, _ONE, _TWO, _FOUR, _SIX, _TOP = _F(0), _F(1), _F(2), _F(4), _F(6), _F(255)
-_RED, _GREEN, _BLUE = _F(0.2989), _F(0.587), _F(0.114)
+_RED, _GREEN, _BLUE = GREY
 
 
 @compiled

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import config as numba_config
-from numba import prange, set_num_threads, threading_layer
+from numba import get_num_threads, prange, set_num_threads, threading_layer
 
 from fastcifar.kernels import checks
-from fastcifar.kernels.numba_cast import BFLOAT16, FLOAT16, FLOAT32
 from fastcifar.kernels.numba_draw import draw_range, fisher_yates, is_possible, rows_inside
 from fastcifar.kernels.numba_jit import compiled_for
 from fastcifar.kernels.numba_pixels import augment_range
@@ -35,12 +34,6 @@ if config.THREADING_LAYER == "default" and "NUMBA_THREADING_LAYER_PRIORITY" not 
     # Where the user has asked for nothing: OpenMP, whose threads are then those of torch and not as many again. Numba
     # looks at this when it first compiles or loads a parallel function, so that it must be said here.
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-
-_KINDS = {
-    "torch.float32": FLOAT32,
-    "torch.bfloat16": BFLOAT16,
-    "torch.float16": FLOAT16,
-}
 
 
 @compiled_for(PARALLEL_DRAW, parallel=True)
@@ -129,7 +122,12 @@ def draw(
     floats: np.ndarray,
     num_threads: int | None = None,
 ) -> None:
-    """Fill a plan's arrays, as reference.draw does."""
+    """Fill a plan's arrays, as reference.draw does.
+
+    settings: of settings_for(); tables: of beta_tables(), float32 [BETA_TABLE_BINS + 1] each; seed: below 2**64; epoch:
+    below 2**32; indices_n: int64 [n], contiguous; ints, floats: int32 [n, 11] and float32 [n, 6], contiguous, written.
+    num_threads: at most this many; None takes torch.get_num_threads(). Raises ValueError where it is less than 1.
+    """
     inputs = (
         np.uint64(seed),
         np.uint64(epoch),
@@ -170,7 +168,12 @@ def augment(
     out: "torch.Tensor",
     num_threads: int | None = None,
 ) -> None:
-    """Write the batch to out, [n, 3, h, w] channels-last; everything has been checked."""
+    """Write the batch to out; everything but num_threads has been checked.
+
+    images_nhwc: uint8 [N, h, w, 3], array or tensor on the host; rows_n: int64 [n], contiguous; plan: for n images of
+    h x w pixels; scale, shift: float32 [3]; out: [n, 3, h, w] of a dtype of checks.DTYPES, channels-last. num_threads:
+    as for draw().
+    """
     _, height, width, _ = images_nhwc.shape
     num_tasks = _tasks(len(rows_n), num_threads)
     inputs = (
@@ -183,18 +186,13 @@ def augment(
         is_reflect(plan.padding_mode),
         scale,
         shift,
-        _kind(out.dtype),
+        checks.kind_of(out.dtype),
     )
     scratch = _scratch(num_tasks, _scratch_bytes(height, width))
     if num_tasks == 1:
         augment_range(0, len(rows_n), *inputs, scratch[0], out.data_ptr())
     else:
         _run(_augment, num_tasks, *inputs, scratch, out.data_ptr())
-
-
-@lru_cache(maxsize=8)
-def _kind(dtype: "torch.dtype") -> int:
-    return _KINDS[str(dtype)]
 
 
 def address(images_nhwc: Any) -> int:
@@ -243,10 +241,17 @@ _LOCK = threading.Lock()
 
 def _run(parallel: Callable[..., None], num_tasks: int, *arguments: Any) -> None:
     """Run in num_tasks threads; a single task is better run by the caller, which a forked process may do as well."""
-    set_num_threads(num_tasks)
-    if threading_layer() == "workqueue":
-        # Numba's own thread pool breaks when two threads enter it; OpenMP and TBB do not.
-        with _LOCK:
+    # The caller's own functions, if parallel, go by the same number.
+    kept = get_num_threads()
+    if kept != num_tasks:
+        set_num_threads(num_tasks)
+    try:
+        if threading_layer() == "workqueue":
+            # Numba's own thread pool breaks when two threads enter it; OpenMP and TBB do not.
+            with _LOCK:
+                parallel(num_tasks, *arguments)
+        else:
             parallel(num_tasks, *arguments)
-    else:
-        parallel(num_tasks, *arguments)
+    finally:
+        if kept != num_tasks:
+            set_num_threads(kept)

@@ -11,24 +11,35 @@ from fastcifar.kernels.philox import (
     COLOUR,
     ERASE_LIGHT,
     GEOMETRY,
+    LOW_WORD,
     MIX,
     MULTIPLIER_0,
     MULTIPLIER_1,
     NUM_ROUNDS,
     ORDER,
+    TOP_BIT,
+    UNIT,
+    UNIT_BITS,
     WEYL_0,
     WEYL_1,
+    WORD_BITS,
 )
 from fastcifar.kernels.plan import (
-    BETA_TABLE_BINS,
+    ALTERNATING_FLIP,
+    BIN,
+    BIN_BITS,
+    BIN_MASK,
     BRIGHTNESS,
     CONTRAST,
     CUTMIX,
     CUTOUT,
     FLIP,
     HUE,
+    MAX_HUE,
+    MAX_ROTATION_DEGREES,
     NUM_FLOATS,
     NUM_INTS,
+    RANDOM_FLIP,
     ROTATION,
     SATURATION,
     SHIFT_X,
@@ -39,45 +50,37 @@ from fastcifar.kernels.settings import MAX_SIDE_PX
 
 # Numba widens what it computes to 64 bits, so words travel in uint64 and are masked where they could exceed 32.
 _U = np.uint64
-_LOW, _HALF = _U(0xFFFFFFFF), _U(32)
-_M0, _M1, _W0, _W1 = _U(MULTIPLIER_0), _U(MULTIPLIER_1), _U(WEYL_0), _U(WEYL_1)
-_TOP_BIT, _UNIT_BITS, _FIRST_EPOCH = _U(31), _U(8), _U(0)
-_UNIT, _ZERO, _HALF_F, _ONE, _TWO = (
-    np.float32(2.0**-24),
-    np.float32(0),
-    np.float32(0.5),
-    np.float32(1),
-    np.float32(2),
-)
-_BIN_BITS = _U(32 - (BETA_TABLE_BINS.bit_length() - 1))
-_BIN_MASK, _BIN = _U((1 << int(_BIN_BITS)) - 1), np.float32(2.0 ** -int(_BIN_BITS))
+_FIRST_EPOCH = _U(0)
+_ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+
+_MAX_ROTATION, _MAX_HUE = np.float32(MAX_ROTATION_DEGREES), np.float32(MAX_HUE)
 
 
 @compiled
 def philox(index, epoch, stream, seed):
     """Four words (as uint64) of the counter (index, epoch, stream) under the seed; all uint64."""
-    c0, c1, c2, c3 = index & _LOW, index >> _HALF, epoch, stream
-    k0, k1 = seed & _LOW, seed >> _HALF
+    c0, c1, c2, c3 = index & LOW_WORD, index >> WORD_BITS, epoch, stream
+    k0, k1 = seed & LOW_WORD, seed >> WORD_BITS
     for _ in range(NUM_ROUNDS):
-        product_0, product_1 = c0 * _M0, c2 * _M1
+        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
         c0, c1, c2, c3 = (
-            (product_1 >> _HALF) ^ c1 ^ k0,
-            product_1 & _LOW,
-            (product_0 >> _HALF) ^ c3 ^ k1,
-            product_0 & _LOW,
+            (product_1 >> WORD_BITS) ^ c1 ^ k0,
+            product_1 & LOW_WORD,
+            (product_0 >> WORD_BITS) ^ c3 ^ k1,
+            product_0 & LOW_WORD,
         )
-        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+        k0, k1 = (k0 + WEYL_0) & LOW_WORD, (k1 + WEYL_1) & LOW_WORD
     return c0, c1, c2, c3
 
 
 @compiled
 def _below(word, bound):
-    return np.int64((word * _U(bound)) >> _HALF)
+    return np.int64((word * _U(bound)) >> WORD_BITS)
 
 
 @compiled
 def _unit(word):
-    return np.float32(np.int64(word >> _UNIT_BITS)) * _UNIT
+    return np.float32(np.int64(word >> UNIT_BITS)) * UNIT
 
 
 @compiled
@@ -87,8 +90,8 @@ def _symmetric(word):
 
 @compiled
 def _quantile(table, word):
-    position = np.int64(word >> _BIN_BITS)
-    fraction = np.float32(np.int64(word & _BIN_MASK)) * _BIN
+    position = np.int64(word >> BIN_BITS)
+    fraction = np.float32(np.int64(word & BIN_MASK)) * BIN
     low, high = table[position], table[position + 1]
     return low + (high - low) * fraction
 
@@ -110,7 +113,7 @@ def _draw_mix(index, epoch, seed, probability, switch, height, width, cutmix_tab
         return _ONE, nothing, nothing, nothing, nothing
     if _unit(w1) >= switch:
         return _quantile(mixup_table, w2), nothing, nothing, nothing, nothing
-    half = _HALF_F * np.sqrt(_ONE - _quantile(cutmix_table, w2))
+    half = _HALF * np.sqrt(_ONE - _quantile(cutmix_table, w2))
     w0, w1, w2, _ = philox(index, epoch, _U(BOX), seed)
     y0, y1 = _draw_span(w0, half, height)
     x0, x1 = _draw_span(w1, half, width)
@@ -123,8 +126,8 @@ def _draw_geometry(i, index, epoch, seed, padding, flip, rotation, ints, floats)
     w0, w1, w2, w3 = philox(index, epoch, _U(GEOMETRY), seed)
     ints[i, SHIFT_Y] = _below(w0, 2 * padding + 1) - padding
     ints[i, SHIFT_X] = _below(w1, 2 * padding + 1) - padding
-    if flip == 1:
-        ints[i, FLIP] = np.int32(w2 >> _TOP_BIT)
+    if flip == RANDOM_FLIP:
+        ints[i, FLIP] = np.int32(w2 >> TOP_BIT)
     if rotation > _ZERO:
         floats[i, ROTATION] = _symmetric(w3) * rotation
 
@@ -168,14 +171,15 @@ def draw_range(
             floats[i, column] = _ZERO
         floats[i, WEIGHT] = floats[i, CONTRAST] = floats[i, SATURATION] = _ONE
         # Four words cost as much as some hundred pixels: none are drawn that nothing needs.
-        if padding > 0 or flip == 1 or rotation > _ZERO:
+        if padding > 0 or flip == RANDOM_FLIP or rotation > _ZERO:
             _draw_geometry(i, index, epoch, seed, padding, flip, rotation, ints, floats)
-        if flip == 2:
+        if flip == ALTERNATING_FLIP:
             word = philox(index, _FIRST_EPOCH, _U(ALTERNATING), seed)[0]
-            ints[i, FLIP] = np.int32((word >> _TOP_BIT) ^ (epoch & _U(1)))
+            ints[i, FLIP] = np.int32((word >> TOP_BIT) ^ (epoch & _U(1)))
         if cutout > 0 or brightness > _ZERO or contrast > _ZERO:
             _draw_light(i, index, epoch, seed, height, width, cutout, brightness, contrast, ints, floats)
-        if saturation_high > _ONE or hue > _ZERO:
+        # Float32 is finer below 1 than above: of the least saturations only the low end differs from 1.
+        if saturation_low < _ONE or hue > _ZERO:
             _draw_colour(i, index, epoch, seed, saturation_low, saturation_high, hue, floats)
         if probability > _ZERO:
             if mix_per_image:
@@ -212,6 +216,12 @@ def rows_inside(rows, num_images):
 
 
 @compiled
+def _is_within(value, most):
+    # Not by its absolute value: that of the least integer is negative.
+    return -most <= value <= most
+
+
+@compiled
 def _is_box(ints, i, column, height, width):
     y0, x0, y1, x1 = ints[i, column], ints[i, column + 1], ints[i, column + 2], ints[i, column + 3]
     return 0 <= y0 <= y1 <= height and 0 <= x0 <= x1 <= width
@@ -219,13 +229,19 @@ def _is_box(ints, i, column, height, width):
 
 @compiled_for(POSSIBLE)
 def is_possible(ints, floats, height, width):
-    """Whether all that a plan's arrays say can be done to images of this size; checks.check_plan says what cannot."""
+    """Whether all that a plan's arrays say can be done to images of this size.
+
+    checks.check_plan_numbers refuses the same plans, and says why.
+    """
     possible = True
     for i in range(len(ints)):
         for column in range(NUM_FLOATS):
             possible &= np.isfinite(floats[i, column])
-        possible &= abs(ints[i, SHIFT_Y]) <= MAX_SIDE_PX and abs(ints[i, SHIFT_X]) <= MAX_SIDE_PX
-        possible &= _is_box(ints, i, CUTOUT, height, width) and _is_box(ints, i, CUTMIX, height, width)
+        possible &= _is_within(floats[i, ROTATION], _MAX_ROTATION) and _is_within(floats[i, HUE], _MAX_HUE)
+        possible &= _is_within(ints[i, SHIFT_Y], MAX_SIDE_PX) and _is_within(ints[i, SHIFT_X], MAX_SIDE_PX)
+        if not (_is_box(ints, i, CUTOUT, height, width) and _is_box(ints, i, CUTMIX, height, width)):
+            # The area of a box that lies anywhere could overflow.
+            return False
         weight = floats[i, WEIGHT]
         possible &= _ZERO <= weight <= _ONE
         area = (ints[i, CUTMIX + 2] - ints[i, CUTMIX]) * (ints[i, CUTMIX + 3] - ints[i, CUTMIX + 1])

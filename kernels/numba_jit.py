@@ -17,11 +17,16 @@ from numba.core.caching import FunctionCache
 _OTHERS = ("plan.py", "philox.py", "reference.py", "settings.py")
 
 
+def _sources() -> list[Path]:
+    """Files that code for the CPU is made from; all but the GPU's."""
+    folder = Path(__file__).parent
+    names = sorted(path.name for path in folder.glob("numba_*.py") if not path.name.startswith("numba_cuda"))
+    return [folder / name for name in (*names, *_OTHERS)]
+
+
 def _digest() -> str:
     """Digest of all sources that compiled code is made from."""
-    folder = Path(__file__).parent
-    names = sorted(path.name for path in folder.glob("numba_*.py") if path.name != "numba_cuda.py")
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in (*names, *_OTHERS))).hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in _sources())).hexdigest()
 
 
 _DIGEST = _digest()

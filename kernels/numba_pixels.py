@@ -9,7 +9,7 @@ Arguments are pointers, named as the arrays would be; `place` and `task` are tho
 
 import numpy as np
 
-from fastcifar.kernels.numba_cast import FLOAT32, blend, normalise, normalise_plane, to_float32, to_words
+from fastcifar.kernels.numba_cast import blend, normalise, normalise_plane, to_float32, to_words
 from fastcifar.kernels.numba_colour import saturate, turn_hue
 from fastcifar.kernels.numba_jit import compiled, compiled_for
 from fastcifar.kernels.numba_rows import fill_texture, move_rows, rotate_rows
@@ -32,6 +32,7 @@ from fastcifar.kernels.plan import (
     CONTRAST,
     CUTMIX,
     CUTOUT,
+    FLOAT32,
     HUE,
     NUM_FLOATS,
     NUM_INTS,

@@ -4,7 +4,7 @@ from typing import Any
 
 from numba import types
 
-from fastcifar.kernels.plan import NUM_SETTING_INTS, Settings
+from fastcifar.kernels.plan import NUM_SETTING_FLOATS, NUM_SETTING_INTS
 
 
 def _array(dtype: Any, ndim: int, readonly: bool = False) -> Any:
@@ -17,7 +17,7 @@ _DRAW = (
     types.uint64,  # epoch
     _array(types.int64, 1, True),  # indices
     types.UniTuple(types.int64, NUM_SETTING_INTS),
-    types.UniTuple(types.float32, len(Settings._fields) - NUM_SETTING_INTS),
+    types.UniTuple(types.float32, NUM_SETTING_FLOATS),
     _array(types.float32, 1, True),  # quantiles of CutMix's weight
     _array(types.float32, 1, True),  # quantiles of MixUp's weight
     _array(types.int32, 2),  # plan.ints_nk

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.kernels import dispatch
-from fastcifar.kernels.plan import Plan
+from fastcifar.kernels.plan import Plan, partners_on
 from fastcifar.kernels.settings import Augmentation, Normalisation
 
 
@@ -60,7 +60,8 @@ def augment_batch(
     """Draw and augment inside a compiled function; as `fastcifar.kernels.augment_batch`, on tensors.
 
     seed: 0 to 2**63 - 1, as operators take integers. Returns (images [n, 3, h, w], mix_weights float32 [n], partners
-    int64 [n]); without mixing the weights are 1.
+    int64 [n]); without mixing the weights are 1. Raises ValueError as the function of the package does, where compiled
+    when the operator runs.
     """
     a = augmentation.at(epoch)
     return _augment_batch(
@@ -131,7 +132,7 @@ def _augment_batch(
     num_images = rows_n.shape[0]
     if weights is None or partners is None:
         weights = torch.ones(num_images, device=images.device)
-        partners = torch.arange(1, num_images + 1, device=images.device) % max(num_images, 1)
+        partners = partners_on(images.device, num_images)
     return images, weights, partners
 
 

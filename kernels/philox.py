@@ -8,11 +8,14 @@ it.
 
 import numpy as np
 
-MULTIPLIER_0 = 0xD2511F53
-MULTIPLIER_1 = 0xCD9E8D57
-WEYL_0 = 0x9E3779B9
-WEYL_1 = 0xBB67AE85
+# Words travel in uint64, so that the product of two fits; LOW_WORD and WORD_BITS take it apart.
+MULTIPLIER_0, MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+WEYL_0, WEYL_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+LOW_WORD, WORD_BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
 NUM_ROUNDS = 10
+
+# A word's highest bit tosses a coin; its highest 24, which float32 holds exactly, make a number in [0, 1).
+TOP_BIT, UNIT_BITS, UNIT = np.uint64(31), np.uint64(8), np.float32(2.0**-24)
 
 # The last word of the counter: which four words of an image these are.
 GEOMETRY = 0  # crop along y, crop along x, flip, rotation
@@ -23,9 +26,6 @@ MIX = 4  # whether, which kind, label weight
 BOX = 5  # CutMix centre y, centre x
 ORDER = 6  # shuffling
 
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
-
 
 def philox_4x32(counter_n4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """Four random words for each counter.
@@ -34,18 +34,17 @@ def philox_4x32(counter_n4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """
     counters = np.asarray(counter_n4).astype(np.uint64)
     c0, c1, c2, c3 = (counters[:, word] for word in range(4))
-    k0, k1 = key
+    k0, k1 = (np.uint64(word) for word in key)
     for _ in range(NUM_ROUNDS):
-        product_0 = c0 * np.uint64(MULTIPLIER_0)
-        product_1 = c2 * np.uint64(MULTIPLIER_1)
+        product_0 = c0 * MULTIPLIER_0
+        product_1 = c2 * MULTIPLIER_1
         c0, c1, c2, c3 = (
-            (product_1 >> _HALF) ^ c1 ^ np.uint64(k0),
-            product_1 & _LOW,
-            (product_0 >> _HALF) ^ c3 ^ np.uint64(k1),
-            product_0 & _LOW,
+            (product_1 >> WORD_BITS) ^ c1 ^ k0,
+            product_1 & LOW_WORD,
+            (product_0 >> WORD_BITS) ^ c3 ^ k1,
+            product_0 & LOW_WORD,
         )
-        k0 = (k0 + WEYL_0) & 0xFFFFFFFF
-        k1 = (k1 + WEYL_1) & 0xFFFFFFFF
+        k0, k1 = (k0 + WEYL_0) & LOW_WORD, (k1 + WEYL_1) & LOW_WORD
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
@@ -53,8 +52,8 @@ def words(seed: int, epoch: int, indices_n: np.ndarray, stream: int) -> np.ndarr
     """Four random words for each index: uint32 [n, 4] from int64 [n]."""
     indices = np.asarray(indices_n, dtype=np.int64).astype(np.uint64)
     counters = np.empty((len(indices), 4), dtype=np.uint32)
-    counters[:, 0] = indices & _LOW
-    counters[:, 1] = indices >> _HALF
+    counters[:, 0] = indices & LOW_WORD
+    counters[:, 1] = indices >> WORD_BITS
     counters[:, 2] = epoch
     counters[:, 3] = stream
     return philox_4x32(counters, (seed & 0xFFFFFFFF, seed >> 32))
@@ -62,12 +61,12 @@ def words(seed: int, epoch: int, indices_n: np.ndarray, stream: int) -> np.ndarr
 
 def below(words_n: np.ndarray, bound: int) -> np.ndarray:
     """Integers 0..bound-1, int64 [n]: the high half of word * bound, a bias below bound / 2**32."""
-    return ((words_n.astype(np.uint64) * np.uint64(bound)) >> _HALF).astype(np.int64)
+    return ((words_n.astype(np.uint64) * np.uint64(bound)) >> WORD_BITS).astype(np.int64)
 
 
 def unit(words_n: np.ndarray) -> np.ndarray:
     """Numbers in [0, 1), float32 [n]: the high 24 bits, exact in float32."""
-    return (words_n >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    return (words_n >> np.uint32(UNIT_BITS)).astype(np.float32) * UNIT
 
 
 def symmetric(words_n: np.ndarray) -> np.ndarray:
@@ -80,7 +79,7 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     blocks = np.arange((num_images + 3) // 4, dtype=np.int64)
     drawn = words(seed, epoch, blocks, ORDER).reshape(-1)[:num_images].astype(np.uint64)
     products: np.ndarray = drawn * np.arange(1, num_images + 1, dtype=np.uint64)
-    places = products >> _HALF
+    places = products >> WORD_BITS
     order = list(range(num_images))
     for place, other in zip(range(num_images - 1, 0, -1), reversed(places.tolist()), strict=False):
         order[place], order[other] = order[other], order[place]

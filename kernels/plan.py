@@ -1,12 +1,18 @@
-"""The augmentation plan: the numbers that say what is done to each image of a batch, and the tables behind them."""
+"""The augmentation plan: the numbers that say what is done to each image of a batch, and the tables behind them.
+
+Also what else the forms must agree on: places of settings, kinds of output.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastcifar.kernels.settings import FLIPS, PADDING_MODES, Augmentation
+
+if TYPE_CHECKING:
+    import torch
 
 # Columns of Plan.ints_nk and Plan.floats_nk; the compiled forms read the same columns.
 SHIFT_Y, SHIFT_X, FLIP, CUTOUT, CUTMIX = 0, 1, 2, 3, 7
@@ -14,8 +20,20 @@ NUM_INTS = 11
 WEIGHT, BRIGHTNESS, CONTRAST, ROTATION, SATURATION, HUE = range(6)
 NUM_FLOATS = 6
 
+# A plan made by hand may turn by the whole circle; by far more than that, the kernels' integers would overflow.
+MAX_ROTATION_DEGREES, MAX_HUE = 360, 1
+
+# A word's high bits are a place in a table of quantiles, the low ones how far on to the next.
 BETA_TABLE_BINS = 4096
+BIN_BITS = np.uint64(32 - (BETA_TABLE_BINS.bit_length() - 1))
+BIN_MASK, BIN = np.uint64((1 << int(BIN_BITS)) - 1), np.float32(2.0 ** -int(BIN_BITS))
+
 NUM_SETTING_INTS = 6
+RANDOM_FLIP, ALTERNATING_FLIP = FLIPS.index("random"), FLIPS.index("alternating")
+
+# Dtypes of the output, and what kernels are told of them: their places.
+DTYPES = ("float32", "bfloat16", "float16")
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
 
 
 @dataclass(frozen=True)
@@ -109,6 +127,13 @@ def partners(num_images: int) -> np.ndarray:
     return partners_n
 
 
+def partners_on(device: Any, num_images: int) -> "torch.Tensor":
+    """As partners, a tensor on the device."""
+    import torch
+
+    return torch.arange(1, num_images + 1, device=device) % max(num_images, 1)
+
+
 class Settings(NamedTuple):
     """An augmentation for images of one size, as every form reads it: NUM_SETTING_INTS integers first."""
 
@@ -126,6 +151,25 @@ class Settings(NamedTuple):
     saturation_low: np.float32
     saturation_high: np.float32
     hue: np.float32
+
+
+NUM_SETTING_FLOATS = len(Settings._fields) - NUM_SETTING_INTS
+
+
+def _column(name: str) -> int:
+    """Place of a setting among the integers or among the floats."""
+    place = Settings._fields.index(name)
+    return place if place < NUM_SETTING_INTS else place - NUM_SETTING_INTS
+
+
+# Where kernels that get the settings as two arrays find them.
+SETTING_HEIGHT, SETTING_WIDTH = _column("height"), _column("width")
+SETTING_PADDING, SETTING_FLIP, SETTING_CUTOUT = _column("crop_padding"), _column("flip"), _column("cutout")
+SETTING_MIX_PER_IMAGE = _column("mix_per_image")
+SETTING_MIX_PROBABILITY, SETTING_MIX_SWITCH = _column("mix_probability"), _column("mix_switch")
+SETTING_BRIGHTNESS, SETTING_CONTRAST = _column("brightness"), _column("contrast")
+SETTING_ROTATION, SETTING_HUE = _column("rotation"), _column("hue")
+SETTING_SATURATION_LOW, SETTING_SATURATION_HIGH = _column("saturation_low"), _column("saturation_high")
 
 
 @lru_cache(maxsize=64)

@@ -10,13 +10,17 @@ import numpy as np
 
 from fastcifar.kernels import philox
 from fastcifar.kernels.plan import (
-    BETA_TABLE_BINS,
+    ALTERNATING_FLIP,
+    BIN,
+    BIN_BITS,
+    BIN_MASK,
     BRIGHTNESS,
     CONTRAST,
     CUTMIX,
     CUTOUT,
     FLIP,
     HUE,
+    RANDOM_FLIP,
     ROTATION,
     SATURATION,
     SHIFT_X,
@@ -52,10 +56,10 @@ def draw(
     side = 2 * settings.crop_padding + 1
     ints[:, SHIFT_Y] = philox.below(geometry[:, 0], side) - settings.crop_padding
     ints[:, SHIFT_X] = philox.below(geometry[:, 1], side) - settings.crop_padding
-    if settings.flip == 1:
-        ints[:, FLIP] = geometry[:, 2] >> np.uint32(31)
-    elif settings.flip == 2:
-        first = philox.words(seed, 0, indices_n, philox.ALTERNATING)[:, 0] >> np.uint32(31)
+    if settings.flip == RANDOM_FLIP:
+        ints[:, FLIP] = geometry[:, 2] >> np.uint32(philox.TOP_BIT)
+    elif settings.flip == ALTERNATING_FLIP:
+        first = philox.words(seed, 0, indices_n, philox.ALTERNATING)[:, 0] >> np.uint32(philox.TOP_BIT)
         ints[:, FLIP] = first ^ np.uint32(epoch & 1)
     floats[:] = ZERO
     if settings.rotation:
@@ -113,10 +117,9 @@ def _draw_mix(
 
 def quantile(table: np.ndarray, words_n: np.ndarray) -> np.ndarray:
     """Draws, float32 [n], by a table of quantiles: place by the high 12 bits, linear in the low 20."""
-    low_bits = 32 - int(math.log2(BETA_TABLE_BINS))
-    position = words_n >> np.uint32(low_bits)
+    position = words_n >> np.uint32(BIN_BITS)
     # Only 20 bits, so that they are exact in float32.
-    fraction = (words_n & np.uint32((1 << low_bits) - 1)).astype(np.float32) * np.float32(2.0**-low_bits)
+    fraction = (words_n & np.uint32(BIN_MASK)).astype(np.float32) * BIN
     low, high = table[position], table[position + 1]
     return low + (high - low) * fraction
 

@@ -1,5 +1,6 @@
 """What compiling costs and how compiled code behaves in a process: caches, threads, forks, operators."""
 
+import contextlib
 import errno
 import json
 import os
@@ -95,8 +96,10 @@ def test_stale_code_is_not_used_after_a_change_elsewhere():
     from fastcifar.kernels import numba_jit
 
     folder = Path(numba_jit.__file__).parent
-    sources = {path.name for path in folder.glob("numba_*.py")} - {"numba_cuda.py"}
-    assert {"numba_pixels.py", "numba_vector.py", "numba_draw.py"} <= sources
+    names = {path.name for path in numba_jit._sources()}
+    everything = {path.name for path in folder.glob("numba_*.py")}
+    assert {"numba_pixels.py", "numba_vector.py", "numba_draw.py", "plan.py", "reference.py"} <= names
+    assert everything - names == {name for name in everything if name.startswith("numba_cuda")}
     cell = numba_jit._stamped(lambda: None).__closure__[0].cell_contents
     assert cell == numba_jit._digest()
 
@@ -258,6 +261,37 @@ def test_default_is_torchs_number_of_threads(monkeypatch):
     assert numba_cpu._tasks(100, None) == 1
     assert numba_cpu._tasks(1, 8) == 1
     assert numba_cpu._tasks(0, 8) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_numbas_number_of_threads_stays_the_callers(monkeypatch, fails):
+    from fastcifar.kernels import numba_cpu
+
+    told, within = [3], []
+    monkeypatch.setattr(numba_cpu, "get_num_threads", lambda: told[-1])
+    monkeypatch.setattr(numba_cpu, "set_num_threads", told.append)
+
+    def parallel(num_tasks):
+        within.append((num_tasks, told[-1]))
+        if fails:
+            raise MemoryError
+
+    with contextlib.suppress(MemoryError):
+        numba_cpu._run(parallel, 2)
+    assert within == [(2, 2)]
+    assert told == [3, 2, 3]
+
+
+def test_a_batch_leaves_numbas_number_of_threads_as_it_was():
+    code = """
+import numba, numpy as np
+from fastcifar.kernels import Augmentation, Normalisation, augment_batch
+numba.set_num_threads(3)
+augment_batch(np.zeros((4, 8, 8, 3), np.uint8), range(4), Augmentation(), Normalisation.identity(), seed=0, epoch=0,
+              num_threads=2)
+print(numba.get_num_threads())
+"""
+    assert _python(code, NUMBA_NUM_THREADS="4").strip() == "3"
 
 
 def test_arrays_of_rows_are_not_changed():

@@ -8,13 +8,13 @@ import pytest
 import torch
 from kernel_cases import CIFAR, pictures, same_bits
 
-from fastcifar.kernels import Augmentation, augment, augment_batch, draw_plan
+from fastcifar.kernels import Augmentation, augment, augment_batch, draw_plan, raise_for_bad_rows
 
 SIMULATED = """
 import itertools, warnings
 warnings.simplefilter("error")
 import numpy as np, torch
-from fastcifar.kernels import Augmentation, Normalisation, augment, augment_batch, draw_plan
+from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan, raise_for_bad_rows
 bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 normalisation = Normalisation((0.49, 0.48, 0.44), (0.2, 0.21, 0.22))
 cases = [
@@ -45,6 +45,14 @@ for bad in (-1, 5):
     except ValueError as error:
         assert str(error) == f"rows_n: got {bad} at position 1, takes 0 to 4", error
         count += 1
+for name, value, takes in (("rotation", 7.6e18, "-360 to 360"), ("hue", -2, "-1 to 1"), ("shifts", -2**31, "at most")):
+    plan = Plan.identity(5, height, width)
+    getattr(plan, "shifts_n2" if name == "shifts" else f"{name}_n")[3] = value
+    try:
+        augment(images, plan, normalisation, form="cuda")
+    except ValueError as error:
+        assert str(error).startswith(f"plan.{name}_n") and takes in str(error), error
+        count += 1
 from fastcifar.kernels import numba_cuda
 settings = numba_cuda._Settings(Augmentation(), normalisation, height, width, 5)
 rows = torch.tensor([1, 5])
@@ -52,10 +60,10 @@ nothing = numba_cuda._nothing(rows.device)
 batch, _ = numba_cuda._launch(images, rows, rows, *nothing, settings, 0, 0, torch.float32, None)
 assert (batch[1] == 0).all() and (batch[0] != 0).all()
 try:
-    numba_cuda.raise_for_bad_rows(rows.device)
+    raise_for_bad_rows("cpu")
 except ValueError:
     count += 1
-numba_cuda.raise_for_bad_rows(rows.device)
+raise_for_bad_rows(rows.device)
 print(count)
 """
 
@@ -70,14 +78,15 @@ def test_simulated_form_agrees_with_reference_on_every_bit():
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "13"
+    assert result.stdout.strip() == "16"
 
 
 def test_cuda_is_not_imported_without_a_gpu():
     code = """
 import sys, numpy as np
-from fastcifar.kernels import Augmentation, Normalisation, augment_batch
+from fastcifar.kernels import Augmentation, Normalisation, augment_batch, raise_for_bad_rows
 augment_batch(np.zeros((4, 8, 8, 3), np.uint8), [1, 2], Augmentation(), Normalisation.identity(), seed=0, epoch=0)
+raise_for_bad_rows("cpu")
 print([name for name in sys.modules if name.startswith(("numba.cuda", "fastcifar.kernels.numba_cuda"))])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -133,3 +142,46 @@ def test_gpu_runs_on_the_current_stream_and_in_a_graph():
     graph.replay()
     torch.cuda.synchronize()
     assert same_bits(out, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
+def test_a_bad_row_on_a_gpu_is_told_of_once(device):
+    images, rows = torch.from_numpy(pictures(4, 8, 8)).to(device), torch.tensor([1, 4], device=device)
+    raise_for_bad_rows(device)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        augment_batch(images, rows, Augmentation(), CIFAR, seed=0, epoch=0)
+    with pytest.raises(ValueError, match=r"^rows_n: got a row outside the images"):
+        raise_for_bad_rows(device)
+    raise_for_bad_rows(device)
+
+
+FLAGS = """
+import torch
+from fastcifar.kernels import numba_cuda, raise_for_bad_rows
+asked, waited = [], []
+torch.cuda.current_device = lambda: 1
+torch.cuda.synchronize = waited.append
+numba_cuda._bad_rows = lambda device: asked.append(device) or torch.ones(1)
+for device in ("cuda", torch.device("cuda:1"), torch.device("cuda", 0)):
+    try:
+        raise_for_bad_rows(device)
+    except ValueError as error:
+        assert str(error).startswith("rows_n: got a row outside the images"), error
+print(*asked, set(asked) == set(waited))
+"""
+
+
+def test_the_flag_of_bad_rows_is_found_by_any_name_of_the_device():
+    # In a process of its own: without a GPU, the CUDA target is to be had simulated only.
+    result = subprocess.run(
+        [sys.executable, "-c", FLAGS],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["cuda:1", "cuda:1", "cuda:0", "True"]

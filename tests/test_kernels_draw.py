@@ -74,6 +74,16 @@ def _plan(augmentation=FULL, *, seed=0, epoch=0, indices=range(20000)):
     return draw_plan(augmentation, seed=seed, epoch=epoch, indices_n=indices, height=32, width=32)
 
 
+@pytest.mark.parametrize("amount", [1e-46, 1e-9, 2.0**-24, 2.0**-23])
+@pytest.mark.parametrize("setting", ["brightness", "contrast", "rotation", "saturation", "hue"])
+def test_forms_draw_the_same_of_next_to_nothing(setting, amount):
+    options = {"seed": 0, "epoch": 0, "indices_n": range(50), "height": 4, "width": 4}
+    expected, found = (
+        draw_plan(Augmentation(**{setting: amount}), form=form, **options) for form in ("reference", "numba")
+    )
+    assert np.array_equal(found.floats_nk.view(np.int32), expected.floats_nk.view(np.int32))
+
+
 def test_a_draw_is_a_function_of_seed_epoch_and_index_alone():
     whole = _plan(indices=range(100))
     some = _plan(indices=[70, 3, 99])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from kernel_cases import CIFAR, pictures
+from kernel_cases import CIFAR, pictures, same_bits
 
 from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan, epoch_order
 
@@ -70,6 +70,10 @@ def _unwritten() -> torch.Tensor:
         (np.zeros((4, 257, 1, 3), np.uint8), "height of images_nhwc: got 257, takes an integer from 1 to 256"),
         (np.zeros((4, 1, 0, 3), np.uint8), "width of images_nhwc: got 0, takes an integer from 1 to 256"),
         (IMAGES.tolist(), "images_nhwc: got list, takes a torch tensor or a NumPy array"),
+        (
+            torch.from_numpy(IMAGES).to("meta"),
+            "images_nhwc: got a tensor on meta, takes one in main memory or on a CUDA GPU",
+        ),
     ],
 )
 def test_wrong_images_are_refused(form, images, message):
@@ -123,7 +127,18 @@ def _with(name, value):
         (_boxed(7, (5, 0, 4, 4)), "plan.cutmix_boxes_n4: got (y0, x0, y1, x1) = (5, 0, 4, 4) at position 1, "),
         (_boxed(7, (0, 0, 4, 4)), "plan.mix_weights_n: got 1.0 at position 1, takes the share of own pixels"),
         (_with("mix_weights_n", 1.5), "plan.mix_weights_n: got a weight outside 0 to 1"),
+        (
+            _boxed(7, (-(2**31), -(2**31), 2**31 - 1, 2**31 - 1)),
+            "plan.cutmix_boxes_n4: got (y0, x0, y1, x1) = (-2147483648, -2147483648, 2147483647, 2147483647) at ",
+        ),
         (_with("shifts_n2", 300), "plan.shifts_n2: got a shift beyond 256"),
+        (_with("shifts_n2", -257), "plan.shifts_n2: got a shift beyond 256"),
+        # Has no absolute value.
+        (_with("shifts_n2", -(2**31)), "plan.shifts_n2: got a shift beyond 256"),
+        # Quarters of this many degrees overflow 64 bits.
+        (_with("rotation_n", 7.6e18), "plan.rotation_n: got 7.6e+18 at position 1, takes -360 to 360"),
+        (_with("rotation_n", -361), "plan.rotation_n: got -361 at position 1, takes -360 to 360"),
+        (_with("hue_n", 1.5), "plan.hue_n: got 1.5 at position 1, takes -1 to 1"),
         (_with("hue_n", np.nan), "plan.floats_nk: got a number that is not finite"),
         (Plan.identity(3, 8, 8), "plan: got a plan for 3 images, takes one for the 4 of this batch"),
         (Plan.identity(4, 8, 9), "plan: got one for 8x9 pixels, takes one for 8x8"),
@@ -138,6 +153,24 @@ def test_impossible_plans_are_refused(form, plan, message):
         augment(IMAGES, plan, CIFAR, form=form, out=out)
     assert str(caught.value).startswith(message)
     assert (out == 7).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [3e38, -3e38])
+@pytest.mark.parametrize("name", ["brightness_n", "contrast_n", "saturation_n"])
+def test_huge_light_and_colour_are_no_fault(form, name, value):
+    with np.errstate(all="ignore"):
+        batch = augment(IMAGES, _with(name, value), CIFAR, form=form)
+    assert torch.equal(batch[2:], augment(IMAGES, Plan.identity(4, 8, 8), CIFAR, form=form)[2:])
+
+
+def test_the_most_that_a_plan_may_say_is_the_same_in_every_form():
+    plan = Plan.identity(4, 8, 8)
+    plan.rotation_n[:] = 360, -360, 90, 0
+    plan.hue_n[:] = 1, -1, 0, 0.5
+    plan.shifts_n2[:] = [(256, -256), (-256, 256), (0, 0), (256, 256)]
+    one, other = (augment(IMAGES, plan, CIFAR, form=form) for form in FORMS)
+    assert same_bits(one, other)
 
 
 @pytest.mark.parametrize(
