@@ -6,19 +6,17 @@ and cached on disk: by the side of the source, or in the user's cache directory 
 NUMBA_CACHE_DIR.
 """
 
-import os
 import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import config as numba_config
 from numba import get_num_threads, prange, set_num_threads, threading_layer
 
 from fastcifar.kernels import checks
 from fastcifar.kernels.numba_draw import draw_range, fisher_yates, is_possible, rows_inside
-from fastcifar.kernels.numba_jit import compiled_for
+from fastcifar.kernels.numba_jit import compiled_for, config
 from fastcifar.kernels.numba_pixels import augment_range
 from fastcifar.kernels.numba_task import scratch_bytes
 from fastcifar.kernels.numba_types import PARALLEL_AUGMENT, PARALLEL_DRAW
@@ -26,14 +24,6 @@ from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, is_reflect
 
 if TYPE_CHECKING:
     import torch
-
-# Numba makes its settings when it is imported, which a type checker cannot follow.
-config: Any = numba_config
-
-if config.THREADING_LAYER == "default" and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
-    # Where the user has asked for nothing: OpenMP, whose threads are then those of torch and not as many again. Numba
-    # looks at this when it first compiles or loads a parallel function, so that it must be said here.
-    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 
 @compiled_for(PARALLEL_DRAW, parallel=True)

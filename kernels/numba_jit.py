@@ -5,14 +5,25 @@ anew; where nothing can be written, nothing is cached.
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any
 
+from numba import config as numba_config
 from numba import njit
 from numba.core.caching import FunctionCache
+
+# Numba makes its settings when it is imported, which a type checker cannot follow.
+config: Any = numba_config
+
+if config.THREADING_LAYER == "default" and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+    # Where the user has asked for nothing: OpenMP, whose threads are then those of torch and not as many again. With
+    # TBB, a process of one core waits at its end for ever if another thread than the main one used Numba first. Numba
+    # looks at this when it first compiles or loads a parallel function, so that it must be said here.
+    config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
 _OTHERS = ("plan.py", "philox.py", "reference.py", "settings.py")
 

@@ -31,6 +31,8 @@ import numba
 import numba.typed
 import numpy as np
 
+from fastcifar.kernels.numba_jit import jit  # before FFCV, which has Numba choose its threads
+
 
 def _import_ffcv() -> None:
     """Import FFCV without its compiling at import, and leave torch's number of threads as it was."""
@@ -60,7 +62,6 @@ from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.reader import Reader  # noqa: E402
 from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
-from fastcifar.kernels.numba_jit import jit  # noqa: E402
 from fastcifar.pipelines.ffcv_gather import gather_mapped, gather_streamed  # noqa: E402
 
 NUM_PAGE_READERS = 4

@@ -1,5 +1,6 @@
 """What holds of ffcv, dali and torchvision each: streaming, native forms, caching, no traces in the process."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -220,6 +221,19 @@ def test_ffcv_compiles_once_a_machine_not_once_a_process(sets: Sets) -> None:
     num_functions, hits, misses = map(int, done.stdout.split())
     assert num_functions == 4  # crop, flip, normalise, and our gather
     assert (hits, misses) == (4, 0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ffcv") is None, reason="FFCV is not installed")
+def test_ffcv_does_not_bring_numba_threads_that_a_process_may_wait_for_at_its_end() -> None:
+    """OpenCV brings TBB, which Numba would choose, and whose threads it waits for even where one core has none."""
+    code = """
+import fastcifar.pipelines.ffcv_parts, numba, numpy
+numba.njit(parallel=True)(lambda x: x + 1)(numpy.ones(9))
+print(numba.threading_layer())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_THREADING")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "omp\n"
 
 
 def test_torchvision_padding_is_the_kernels(sets: Sets) -> None:
