@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import struct
 import subprocess
 import sys
@@ -111,7 +112,10 @@ def real_or_made(request: pytest.FixtureRequest) -> Dataset:
 
 
 def run(code: str, *paths: Path) -> dict[Path, dict[str, np.ndarray]]:
-    done = subprocess.run([sys.executable, "-c", code, *map(str, paths)], capture_output=True, text=True, check=False)
+    # Numba's TBB, which FFCV's OpenCV brings, may not let a process of one core end.
+    environment = {**os.environ, "NUMBA_THREADING_LAYER": "omp"}
+    command = [sys.executable, "-c", code, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     return {path: dict(np.load(f"{path}.npz")) for path in paths}
 
