@@ -29,9 +29,9 @@ _OTHERS = ("plan.py", "philox.py", "reference.py", "settings.py")
 
 
 def _sources() -> list[Path]:
-    """Files that code for the CPU is made from; all but the GPU's."""
+    """Files that code for the CPU is made from."""
     folder = Path(__file__).parent
-    names = sorted(path.name for path in folder.glob("numba_*.py") if not path.name.startswith("numba_cuda"))
+    names = sorted(path.name for path in folder.glob("numba_*.py"))
     return [folder / name for name in (*names, *_OTHERS)]
 
 

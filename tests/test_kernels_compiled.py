@@ -95,11 +95,9 @@ def test_stale_code_is_not_used_after_a_change_elsewhere():
     """Numba keys its cache by a function's own file; ours is keyed by all of them."""
     from fastcifar.kernels import numba_jit
 
-    folder = Path(numba_jit.__file__).parent
     names = {path.name for path in numba_jit._sources()}
-    everything = {path.name for path in folder.glob("numba_*.py")}
     assert {"numba_pixels.py", "numba_vector.py", "numba_draw.py", "plan.py", "reference.py"} <= names
-    assert everything - names == {name for name in everything if name.startswith("numba_cuda")}
+    assert names >= {path.name for path in Path(numba_jit.__file__).parent.glob("numba_*.py")}
     cell = numba_jit._stamped(lambda: None).__closure__[0].cell_contents
     assert cell == numba_jit._digest()
 

@@ -1,7 +1,7 @@
 """The compiled form for NVIDIA GPUs: drawing and augmenting in one launch on torch's current stream.
 
-numba_cuda*.py are the only modules that know Numba's CUDA target, be it Numba's own or the numba-cuda package; they are
-imported where images lie on a GPU, or under NUMBA_ENABLE_CUDASIM=1. Their arithmetic is that of reference.py.
+Nothing outside this package knows Numba's CUDA target, be it Numba's own or the numba-cuda package; it is imported
+where images lie on a GPU, or under NUMBA_ENABLE_CUDASIM=1. Its arithmetic is that of reference.py.
 
 A launch can be captured in a CUDA graph once it has run for the same settings; the captured seed and epoch are then
 fixed.
@@ -14,8 +14,8 @@ import numpy as np
 from numba import cuda
 
 from fastcifar.kernels import checks
-from fastcifar.kernels.numba_cuda_draw import config
-from fastcifar.kernels.numba_cuda_pixels import NUM_THREADS, kernel
+from fastcifar.kernels.numba_cuda.draw import config
+from fastcifar.kernels.numba_cuda.pixels import NUM_THREADS, kernel
 from fastcifar.kernels.plan import (
     FLOAT32,
     NUM_SETTING_INTS,
@@ -179,7 +179,7 @@ def _on_device(settings: _Settings, kind: int, device: Any) -> "tuple[torch.Tens
 
     augmentation, normalisation = settings.augmentation, settings.normalisation
     drawn = settings_for(augmentation, settings.height, settings.width)
-    # In the order of the columns that numba_cuda_pixels.py names.
+    # In the order of the columns that pixels.py names.
     setting_ints = [*drawn[:NUM_SETTING_INTS], int(is_reflect(augmentation.padding_mode)), kind, settings.num_images]
     setting_floats = np.array([*drawn[NUM_SETTING_INTS:], *normalisation.scale, *normalisation.shift], dtype=np.float32)
     tables = np.concatenate(beta_tables(augmentation))

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numba import cuda
 
-from fastcifar.kernels.numba_cuda_draw import config, draw, mul
+from fastcifar.kernels.numba_cuda.draw import config, draw, mul
 from fastcifar.kernels.plan import (
     BFLOAT16,
     BRIGHTNESS,
@@ -295,7 +295,7 @@ def kernel(
     out32,
     bad_rows,
 ):
-    """Augment a batch; numba_cuda.py launches it, and says what the arguments are."""
+    """Augment a batch; __init__.py launches it, and says what the arguments are."""
     i, thread = cuda.blockIdx.x, cuda.threadIdx.x
     j = i + 1 if i + 1 < rows.shape[0] else 0
     # One a line: Numba's simulator tells shared arrays apart by their lines.
