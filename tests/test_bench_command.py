@@ -47,7 +47,9 @@ def check_report(ran: Ran, what: str, out: Path) -> None:
     assert ran.report["environment"]["versions"]["torch"]
     assert ran.report["failures"] == []
     assert ran.figures
-    assert all(value >= 0 for value in ran.figures.values())
+    # One process beside another: on a busy machine their difference may have either sign.
+    differences = {name for name in ran.figures if "over_import_torch" in name}
+    assert all(value >= 0 for name, value in ran.figures.items() if name not in differences), ran.figures
     files = {Path(file).suffix: Path(file) for file in ran.report["files"]}
     assert set(files) == {".csv", ".png"}
     assert files[".csv"].parent == out
