@@ -4,10 +4,12 @@ import numpy as np
 
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.reference import GREY
+from fastcifar.kernels.scalars import ramp
 
 _F = np.float32
 _ZERO, _ONE, _TWO, _FOUR, _SIX, _TOP = _F(0), _F(1), _F(2), _F(4), _F(6), _F(255)
 _RED, _GREEN, _BLUE = GREY
+_ramp = compiled(ramp)
 
 
 @compiled
@@ -19,12 +21,6 @@ def saturate(reds, greens, blues, count, factor):
         reds[x] = min(max(reds[x] * factor + grey, _ZERO), _TOP)
         greens[x] = min(max(greens[x] * factor + grey, _ZERO), _TOP)
         blues[x] = min(max(blues[x] * factor + grey, _ZERO), _TOP)
-
-
-@compiled
-def _ramp(k):
-    k = k - _SIX if k >= _SIX else k
-    return min(max(min(k, _FOUR - k), _ZERO), _ONE)
 
 
 @compiled

@@ -13,16 +13,12 @@ from fastcifar.kernels.philox import (
     GEOMETRY,
     LOW_WORD,
     MIX,
-    MULTIPLIER_0,
-    MULTIPLIER_1,
-    NUM_ROUNDS,
     ORDER,
     TOP_BIT,
     UNIT,
     UNIT_BITS,
-    WEYL_0,
-    WEYL_1,
     WORD_BITS,
+    rounds,
 )
 from fastcifar.kernels.plan import (
     ALTERNATING_FLIP,
@@ -46,6 +42,7 @@ from fastcifar.kernels.plan import (
     SHIFT_Y,
     WEIGHT,
 )
+from fastcifar.kernels.scalars import below
 from fastcifar.kernels.settings import MAX_SIDE_PX
 
 # Numba widens what it computes to 64 bits, so words travel in uint64 and are masked where they could exceed 32.
@@ -56,26 +53,13 @@ _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.flo
 _MAX_ROTATION, _MAX_HUE = np.float32(MAX_ROTATION_DEGREES), np.float32(MAX_HUE)
 
 
+_rounds, _below = compiled(rounds), compiled(below)
+
+
 @compiled
 def philox(index, epoch, stream, seed):
     """Four words (as uint64) of the counter (index, epoch, stream) under the seed; all uint64."""
-    c0, c1, c2, c3 = index & LOW_WORD, index >> WORD_BITS, epoch, stream
-    k0, k1 = seed & LOW_WORD, seed >> WORD_BITS
-    for _ in range(NUM_ROUNDS):
-        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
-        c0, c1, c2, c3 = (
-            (product_1 >> WORD_BITS) ^ c1 ^ k0,
-            product_1 & LOW_WORD,
-            (product_0 >> WORD_BITS) ^ c3 ^ k1,
-            product_0 & LOW_WORD,
-        )
-        k0, k1 = (k0 + WEYL_0) & LOW_WORD, (k1 + WEYL_1) & LOW_WORD
-    return c0, c1, c2, c3
-
-
-@compiled
-def _below(word, bound):
-    return np.int64((word * _U(bound)) >> WORD_BITS)
+    return _rounds(index & LOW_WORD, index >> WORD_BITS, epoch, stream, seed & LOW_WORD, seed >> WORD_BITS)
 
 
 @compiled

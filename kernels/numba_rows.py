@@ -8,6 +8,7 @@ from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_vector import LANES, copy_bytes, mean_texels, moved, pack_texels, reverse_five
 from fastcifar.kernels.plan import FLIP, SHIFT_X, SHIFT_Y
 from fastcifar.kernels.reference import POSITION_BITS, TURN_BITS
+from fastcifar.kernels.scalars import reflected, turn
 from fastcifar.kernels.settings import MAX_SIDE_PX
 
 _POSITION_MASK = (1 << POSITION_BITS) - 1
@@ -17,18 +18,8 @@ _GREEN, _BLUE = np.int32(8), np.int32(16)
 
 Row = namedtuple("Row", "y_low x_low y_part x_part top_left top_right low_left low_right")
 """Buffers for a row of pixels, [w + LANES] of 4 bytes each: where they lie in the source, and the four texels there."""
-_RADIAN, _TURN = np.pi / 180.0, float(1 << TURN_BITS)
 
-
-@compiled
-def reflected(position, side):
-    """Position inside 0..side-1 that a mirrored plane shows, the edge itself not repeated."""
-    if 0 <= position < side:
-        return position
-    if side == 1:
-        return 0
-    position = abs(position) % (2 * side - 2)
-    return min(position, 2 * side - 2 - position)
+_reflected, _turn = compiled(reflected), compiled(turn)
 
 
 @compiled
@@ -51,7 +42,7 @@ def _copy_rows(image, y, num_rows, shift_x, height, width, target):
 def _mend_columns(image, first, last, top, low, shift_y, shift_x, height, width, reflect, target):
     """Write columns first..last-1, which lie beyond an edge of the source, of rows top..low-1."""
     for x in range(first, last):
-        source_x = reflected(x + shift_x, width)
+        source_x = _reflected(x + shift_x, width)
         row = moved(target, 3 * x)
         if not reflect:
             for _ in range(low - top):
@@ -65,7 +56,7 @@ def _mend_columns(image, first, last, top, low, shift_y, shift_x, height, width,
                 row, shown = moved(row, 3 * width), moved(shown, 3 * width)
         else:
             for y in range(top, low):
-                pixel = moved(image, 3 * (width * reflected(y + shift_y, height) + source_x))
+                pixel = moved(image, 3 * (width * _reflected(y + shift_y, height) + source_x))
                 row[0], row[1], row[2] = pixel[0], pixel[1], pixel[2]
                 row = moved(row, 3 * width)
 
@@ -94,7 +85,7 @@ def _crop_rows(image, top, low, shift_y, shift_x, height, width, reflect, target
         if reflect:
             _copy_rows(
                 image,
-                reflected(y + shift_y, height),
+                _reflected(y + shift_y, height),
                 np.int64(1),
                 shift_x,
                 height,
@@ -141,29 +132,6 @@ def move_rows(image, top, low, ints, height, width, reflect, unflipped, target):
 
 
 @compiled
-def turn(degrees):
-    """Cosine and sine of a float32 angle in multiples of 2**-15, int64, as reference.turns."""
-    angle = np.float64(degrees)
-    quarter = np.floor(angle / 90.0 + 0.5)
-    r = (angle - quarter * 90.0) * _RADIAN
-    r2 = r * r
-    sine, cosine = 1.0, 1.0
-    for power in range(13, 0, -2):
-        sine = 1.0 - sine * r2 / np.float64((power + 1) * (power + 2))
-    sine = sine * r
-    for power in range(12, -1, -2):
-        cosine = 1.0 - cosine * r2 / np.float64((power + 1) * (power + 2))
-    q = np.int64(quarter) & 3
-    if q == 1:
-        cosine, sine = -sine, cosine
-    elif q == 2:
-        cosine, sine = -cosine, -sine
-    elif q == 3:
-        cosine, sine = sine, -cosine
-    return np.int64(np.floor(cosine * _TURN + 0.5)), np.int64(np.floor(sine * _TURN + 0.5))
-
-
-@compiled
 def rotation_reach(height, width):
     """Pixels beyond an edge that a rotated and shifted position can lie at most."""
     return height + width + 2 * MAX_SIDE_PX
@@ -177,7 +145,7 @@ def fill_offsets(offsets, side, reach, stride, reflect):
     """
     for position in range(-reach, side + reach):
         inside = 0 <= position < side
-        offsets[position + reach] = np.int32(stride * (reflected(position, side) if inside or reflect else side))
+        offsets[position + reach] = np.int32(stride * (_reflected(position, side) if inside or reflect else side))
 
 
 @compiled
@@ -200,7 +168,7 @@ def rotate_rows(texture, y_offsets, x_offsets, top, low, ints, degrees, height, 
     row: buffers for one row. Where its pixels lie, their four texels, and the texels' means are three loops: the first
     and the last become vector instructions, which looking up does not.
     """
-    cosine, sine = turn(degrees)
+    cosine, sine = _turn(degrees)
     reach = rotation_reach(height, width)
     # From column to column the doubled distance from the centre changes by two, or by minus two where flipped.
     flipped = ints[FLIP] != 0

@@ -2,8 +2,7 @@
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; checked against the known
 answers of their Random123 library. The key is the seed. The counter is (index, epoch, stream), so that what is drawn
-for an image never depends on what was drawn before. The compiled forms repeat this arithmetic and are tested against
-it.
+for an image never depends on what was drawn before. The compiled forms are tested against this one.
 """
 
 import numpy as np
@@ -27,17 +26,13 @@ BOX = 5  # CutMix centre y, centre x
 ORDER = 6  # shuffling
 
 
-def philox_4x32(counter_n4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Four random words for each counter.
+def rounds(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+    """Ten rounds over a counter of four words under a key of two: four random words. All uint64, scalars or vectors.
 
-    counter_n4: uint32 [n, 4]; key: two 32-bit integers. Returns uint32 [n, 4].
+    The compiled forms compile this same function.
     """
-    counters = np.asarray(counter_n4).astype(np.uint64)
-    c0, c1, c2, c3 = (counters[:, word] for word in range(4))
-    k0, k1 = (np.uint64(word) for word in key)
     for _ in range(NUM_ROUNDS):
-        product_0 = c0 * MULTIPLIER_0
-        product_1 = c2 * MULTIPLIER_1
+        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
         c0, c1, c2, c3 = (
             (product_1 >> WORD_BITS) ^ c1 ^ k0,
             product_1 & LOW_WORD,
@@ -45,7 +40,17 @@ def philox_4x32(counter_n4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
             product_0 & LOW_WORD,
         )
         k0, k1 = (k0 + WEYL_0) & LOW_WORD, (k1 + WEYL_1) & LOW_WORD
-    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
+    return c0, c1, c2, c3
+
+
+def philox_4x32(counter_n4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Four random words for each counter.
+
+    counter_n4: uint32 [n, 4]; key: two 32-bit integers. Returns uint32 [n, 4].
+    """
+    counters = np.asarray(counter_n4).astype(np.uint64)
+    drawn = rounds(*(counters[:, word] for word in range(4)), *(np.uint64(word) for word in key))
+    return np.stack(drawn, axis=1).astype(np.uint32)
 
 
 def words(seed: int, epoch: int, indices_n: np.ndarray, stream: int) -> np.ndarray:

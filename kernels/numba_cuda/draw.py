@@ -19,15 +19,11 @@ from fastcifar.kernels.philox import (
     GEOMETRY,
     LOW_WORD,
     MIX,
-    MULTIPLIER_0,
-    MULTIPLIER_1,
-    NUM_ROUNDS,
     TOP_BIT,
     UNIT,
     UNIT_BITS,
-    WEYL_0,
-    WEYL_1,
     WORD_BITS,
+    rounds,
 )
 from fastcifar.kernels.plan import (
     ALTERNATING_FLIP,
@@ -64,6 +60,7 @@ from fastcifar.kernels.plan import (
     SHIFT_Y,
     WEIGHT,
 )
+from fastcifar.kernels.scalars import below
 
 # Numba makes its settings when it is imported, which a type checker cannot follow.
 config: Any = numba_config
@@ -84,25 +81,12 @@ else:
     mul = libdevice.fmul_rn
 
 
+_rounds, _below = cuda.jit(device=True)(rounds), cuda.jit(device=True)(below)
+
+
 @cuda.jit(device=True)
 def _philox(index, epoch, stream, seed):
-    c0, c1, c2, c3 = index & LOW_WORD, index >> WORD_BITS, epoch, _U(stream)
-    k0, k1 = seed & LOW_WORD, seed >> WORD_BITS
-    for _ in range(NUM_ROUNDS):
-        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
-        c0, c1, c2, c3 = (
-            (product_1 >> WORD_BITS) ^ c1 ^ k0,
-            product_1 & LOW_WORD,
-            (product_0 >> WORD_BITS) ^ c3 ^ k1,
-            product_0 & LOW_WORD,
-        )
-        k0, k1 = (k0 + WEYL_0) & LOW_WORD, (k1 + WEYL_1) & LOW_WORD
-    return c0, c1, c2, c3
-
-
-@cuda.jit(device=True)
-def _below(word, bound):
-    return np.int64((word * _U(bound)) >> WORD_BITS)
+    return _rounds(index & LOW_WORD, index >> WORD_BITS, epoch, _U(stream), seed & LOW_WORD, seed >> WORD_BITS)
 
 
 @cuda.jit(device=True)

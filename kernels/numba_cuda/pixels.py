@@ -4,8 +4,6 @@ Everything that asks which thread it is, waits for others or shares memory with 
 simulator runs a kernel by putting its own `cuda` in the place of the one in the kernel's module.
 """
 
-import math
-
 import numpy as np
 from numba import cuda
 
@@ -32,6 +30,7 @@ from fastcifar.kernels.plan import (
     WEIGHT,
 )
 from fastcifar.kernels.reference import GREY, POSITION_BITS, TURN_BITS
+from fastcifar.kernels.scalars import ramp, reflected, turn
 
 NUM_THREADS = 16 if config.ENABLE_CUDASIM else 128
 TILE_PIXELS = 1024
@@ -41,7 +40,6 @@ _ZERO, _HALF, _ONE, _TWO, _FOUR, _SIX, _TOP = _F(0), _F(0.5), _F(1), _F(2), _F(4
 _THREE, _FIVE = _F(3), _F(5)
 _RED, _GREEN, _BLUE = GREY
 _POSITION_MASK, _POSITION = (1 << POSITION_BITS) - 1, _F(2.0**-POSITION_BITS)
-_RADIAN, _TURN = math.pi / 180.0, float(1 << TURN_BITS)
 _TILE_VALUES = 3 * TILE_PIXELS
 _BOTH_INTS, _BOTH_FLOATS = 2 * NUM_INTS, 2 * NUM_FLOATS
 
@@ -49,37 +47,7 @@ _BOTH_INTS, _BOTH_FLOATS = 2 * NUM_INTS, 2 * NUM_FLOATS
 _REFLECT, _KIND, _NUM_IMAGES = NUM_SETTING_INTS, NUM_SETTING_INTS + 1, NUM_SETTING_INTS + 2
 _SCALE, _SHIFT = NUM_SETTING_FLOATS, NUM_SETTING_FLOATS + 3
 
-
-@cuda.jit(device=True)
-def _turn(degrees):
-    angle = np.float64(degrees)
-    quarter = math.floor(angle / 90.0 + 0.5)
-    r = (angle - quarter * 90.0) * _RADIAN
-    r2 = r * r
-    sine, cosine = 1.0, 1.0
-    for power in range(13, 0, -2):
-        sine = 1.0 - sine * r2 / np.float64((power + 1) * (power + 2))
-    sine = sine * r
-    for power in range(12, -1, -2):
-        cosine = 1.0 - cosine * r2 / np.float64((power + 1) * (power + 2))
-    q = np.int64(quarter) & 3
-    if q == 1:
-        cosine, sine = -sine, cosine
-    elif q == 2:
-        cosine, sine = -cosine, -sine
-    elif q == 3:
-        cosine, sine = sine, -cosine
-    return np.int64(math.floor(cosine * _TURN + 0.5)), np.int64(math.floor(sine * _TURN + 0.5))
-
-
-@cuda.jit(device=True)
-def _reflected(position, side):
-    if 0 <= position < side:
-        return position
-    if side == 1:
-        return 0
-    position = abs(position) % (2 * side - 2)
-    return min(position, 2 * side - 2 - position)
+_reflected, _turn, _ramp = (cuda.jit(device=True)(function) for function in (reflected, turn, ramp))
 
 
 @cuda.jit(device=True)
@@ -128,12 +96,6 @@ def _rotated(images, base, y, x, degrees, setting_ints):
         else:
             blue = mean
     return red, green, blue
-
-
-@cuda.jit(device=True)
-def _ramp(k):
-    k = k - _SIX if k >= _SIX else k
-    return min(max(min(k, _FOUR - k), _ZERO), _ONE)
 
 
 @cuda.jit(device=True)
