@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcifar.models.convolution import Conv2d
 from fastcifar.models.specification import ResNetSpec
 
 
 def conv_norm(channels_in: int, channels_out: int, kernel: int, stride: int, spec: ResNetSpec) -> nn.Sequential:
     """Convolution and BN, with dropout after one of them where the specification wants it and the kernel is 3x3."""
     layers = OrderedDict[str, nn.Module]()
-    layers["conv"] = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=spec.bias)
+    layers["conv"] = Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=spec.bias)
     layers["norm"] = nn.BatchNorm2d(channels_out)
     if spec.dropout and kernel == 3:
         layers["dropout"] = nn.Dropout(spec.dropout)
@@ -58,9 +59,9 @@ class PreactivationBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, stride: int, opens_stage: bool, spec: ResNetSpec) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=spec.bias)
+        self.conv1 = Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=spec.bias)
         self.norm2 = nn.BatchNorm2d(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=spec.bias)
+        self.conv2 = Conv2d(channels_out, channels_out, 3, padding=1, bias=spec.bias)
         changes_shape = stride > 1 or channels_in != channels_out
         self.project = nn.Conv2d(channels_in, channels_out, 1, stride, bias=spec.bias) if changes_shape else None
 
@@ -103,7 +104,7 @@ class ResNet(nn.Module):
         super().__init__()
         preactivation = spec.block == "preactivation"
         width = spec.stem_width or spec.widths[0]
-        self.conv = nn.Conv2d(3, width, spec.stem_kernel, spec.stem_stride, padding=1, bias=spec.bias)
+        self.conv = Conv2d(3, width, spec.stem_kernel, spec.stem_stride, padding=1, bias=spec.bias)
         self.norm = None if preactivation else nn.BatchNorm2d(width)
         self.pool = nn.MaxPool2d(spec.pool_kernel, spec.pool_stride) if spec.pool_kernel else None
         self.attention = SqueezeExcitation(width, spec.attention_ratio) if spec.attention_ratio else None

@@ -2,8 +2,6 @@
 
 import ctypes
 import platform
-import re
-from pathlib import Path
 
 import torch
 
@@ -27,7 +25,8 @@ def pick_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
         return DTYPES[config.dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if {"amx_bf16", "avx512_bf16"} & _cpu_flags() else torch.float32
+    units = torch.cpu.get_capabilities()
+    return torch.bfloat16 if units.get("amx_bf16") or units.get("avx512_bf16") else torch.float32
 
 
 def use_compile(config: TrainConfig, device: torch.device) -> bool:
@@ -39,9 +38,10 @@ def describe(device: torch.device) -> str:
     """The device in words, for cards: a GPU's name, or the CPU's with the threads in use and its matrix units."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    units = "AMX" if "amx_bf16" in _cpu_flags() else torch.backends.cpu.get_cpu_capability()
+    cpu = torch.cpu.get_capabilities()
+    units = "AMX" if cpu.get("amx_bf16") else torch.backends.cpu.get_cpu_capability()
     num = torch.get_num_threads()
-    return f"{_cpu_name()}, {num} {'thread' if num == 1 else 'threads'}, {units}"
+    return f"{cpu.get('cpu_name') or platform.machine()}, {num} {'thread' if num == 1 else 'threads'}, {units}"
 
 
 def keep_freed_memory() -> bool:
@@ -57,20 +57,3 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28))
     return all(mallopt(name, value) == 1 for name, value in settings)
-
-
-def _cpu_flags() -> set[str]:
-    match = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
-    return set(match.group(1).split()) if match else set()
-
-
-def _cpu_name() -> str:
-    match = re.search(r"^model name\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
-    return match.group(1).strip() if match else platform.machine()
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""

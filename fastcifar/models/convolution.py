@@ -1,0 +1,174 @@
+"""3x3 convolutions whose weight gradient is taken another way on CPUs, where the library is slow at it on small maps.
+
+Two ways, measured in bench/LOG.md. In float32 the gradient is one matrix product of the output's gradient with the
+input's patches. In bfloat16 on AMX the library itself does well on wide maps, so images are laid side by side with
+columns of zeros between them and it is asked for the gradient of that. Which way is taken depends on dtype, device and
+shape alone, never on a timing, so that a seed repeats its bits.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+Sides = tuple[int, int, int, int]
+"""Columns and rows of zeros, 0 or 1 of each: left, right, top, bottom, as F.pad takes them."""
+Way = Callable[[Tensor, Tensor, Sides], Tensor]
+"""The weight's gradient [channels_out, channels_in, 3, 3] of images, the output's gradient and the zeros around."""
+
+_PRODUCT_MAX_WIDTH_PX = 15
+"""Widest map whose gradient is taken as a product: beyond it the library was as fast."""
+_PRODUCT_PIECE = 2**22
+"""Values of patches made at a time, 16 MiB: nine times the input is more than a step should hold."""
+_PACKED_MAX_WIDTH_PX = 8
+"""Widest map that is packed: at 16 the library was measured at its full rate already."""
+_PACKED_WIDTH_PX = 64
+"""Width that images are packed to, more or less."""
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d, its weight gradient taken the faster way where the kernel is 3x3 and moves by one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[n, channels_in, h, w] to [n, channels_out, h', w'] as nn.Conv2d."""
+        shape = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
+        if shape != ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"):
+            return super().forward(input)
+        return convolve_3x3(input, self.weight, self.bias)
+
+
+def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None = None, sides: Sides = (1, 1, 1, 1)) -> Tensor:
+    """Images [n, channels_in, h, w] convolved by weight [channels_out, channels_in, 3, 3], zeros put on `sides`.
+
+    Returns [n, channels_out, h + top + bottom - 2, w + left + right - 2] in the autocast dtype, if there is one.
+    """
+    left, right = sides[:2]
+    trains = torch.is_grad_enabled() and weight.requires_grad
+    # A compiler sees more of the library's convolution than of ours.
+    if images.device.type == "cpu" and trains and not torch.compiler.is_compiling():
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+        way = _way(dtype, images.shape[-1] + left + right - 2)
+        if way is not None:
+            bias = None if bias is None else bias.to(dtype)
+            return _Convolution.apply(images.to(dtype), weight.to(dtype), bias, sides, way)
+    return _convolve(images, weight, bias, sides)
+
+
+def _way(dtype: torch.dtype, width: int) -> Way | None:
+    """How a CPU takes the weight gradient of maps of this width; None where the library is as fast."""
+    if dtype == torch.float32 and width <= _PRODUCT_MAX_WIDTH_PX:
+        return product_gradient
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return packed_gradient if dtype == torch.bfloat16 and amx and width <= _PACKED_MAX_WIDTH_PX else None
+
+
+class _Convolution(torch.autograd.Function):
+    """The convolution, and its weight gradient taken in the given way."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, sides: Sides, way: Way) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.sides, ctx.way = sides, way
+        return _convolve(images, weight, bias, sides)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight = ctx.saved_tensors
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        of_images, of_weight, of_bias = ctx.needs_input_grad[:3]
+        return (
+            _images_gradient(images, weight, gradient, ctx.sides) if of_images else None,
+            ctx.way(images, gradient, ctx.sides) if of_weight else None,
+            gradient.sum((0, 2, 3)) if of_bias else None,
+            None,
+            None,
+        )
+
+
+def _convolve(images: Tensor, weight: Tensor, bias: Tensor | None, sides: Sides) -> Tensor:
+    if len(set(sides)) == 1:
+        return F.conv2d(images, weight, bias, padding=sides[0])
+    return F.conv2d(F.pad(images, sides), weight, bias)
+
+
+def _images_gradient(images: Tensor, weight: Tensor, gradient: Tensor, sides: Sides) -> Tensor:
+    """The library's, of the padded images where sides differ, and the padding cut off."""
+    if len(set(sides)) == 1:
+        return _convolution_backward(gradient, images, weight, sides[0], "images")
+    left, right, top, bottom = sides
+    n, channels, height, width = images.shape
+    padded = images.new_empty((n, height + top + bottom, width + left + right, channels)).permute(0, 3, 1, 2)
+    whole = _convolution_backward(gradient, padded, weight, 0, "images")
+    return whole[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+
+
+def product_gradient(images: Tensor, gradient: Tensor, sides: Sides) -> Tensor:
+    """One product of the output's gradient [n, channels_out, h', w'] with the images' patches, in pieces of the batch.
+
+    Exact but for the order of the sums. images [n, channels_in, h, w], both of float32.
+    """
+    left, right, top, bottom = sides
+    n, channels, height, width = images.shape
+    padded_height, padded_width = height + top + bottom, width + left + right
+    channels_out, rows, columns = gradient.shape[1:]
+    per_image = rows * columns * 9 * channels
+    piece = max(1, min(n, _PRODUCT_PIECE // per_image))
+    padded = images.new_zeros((piece, padded_height, padded_width, channels))
+    patches = images.new_empty((piece, rows, columns, 3, 3 * channels))
+    # A patch's row is 3 * channels values that lie side by side in a channels-last image.
+    row = padded_width * channels
+    windows = padded.as_strided(patches.shape, (padded_height * row, row, channels, row, 1))
+    total = images.new_zeros((channels_out, 9 * channels))
+    images_nhwc, gradient_nhwc = images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    for start in range(0, n, piece):
+        count = min(piece, n - start)
+        padded[:count, top : top + height, left : left + width] = images_nhwc[start : start + count]
+        patches[:count] = windows[:count]
+        of_output = gradient_nhwc[start : start + count].reshape(-1, channels_out)
+        total.addmm_(of_output.T, patches[:count].view(len(of_output), 9 * channels))
+    return total.view(channels_out, 3, 3, channels).permute(0, 3, 1, 2)
+
+
+def packed_gradient(images: Tensor, gradient: Tensor, sides: Sides) -> Tensor:
+    """The library's, of images laid side by side: the zeros between two serve both, and the gradient has zeros there.
+
+    The same sums as without. images [n, channels_in, h, w], gradient [n, channels_out, h', w'], of one dtype.
+    """
+    left, right, top, bottom = sides
+    n, channels, height, width = images.shape
+    channels_out, rows = gradient.shape[1:3]
+    pitch = width + max(left, right)
+    per_row = max(1, min(n, _PACKED_WIDTH_PX // pitch))
+    num_rows = -(-n // per_row)
+    wide = images.new_zeros((num_rows, height + top + bottom, pitch * per_row + 2, channels))
+    of_wide = gradient.new_zeros((num_rows, rows, pitch * per_row, channels_out))
+    _lay(images, wide[:, top : top + height, left : left + pitch * per_row], per_row)
+    _lay(gradient, of_wide, per_row)
+    like_weight = gradient.new_empty((channels_out, channels, 3, 3))
+    return _convolution_backward(of_wide.permute(0, 3, 1, 2), wide.permute(0, 3, 1, 2), like_weight, 0, "weight")
+
+
+def _lay(images: Tensor, wide_nhwc: Tensor, per_row: int) -> None:
+    """Write images [n, channels, h, w] into `wide_nhwc`, `per_row` of them side by side, as far apart as fits."""
+    images_nhwc = images.permute(0, 2, 3, 1)
+    n, _, width, _ = images_nhwc.shape
+    places = wide_nhwc.unflatten(2, (per_row, -1)).transpose(1, 2)[:, :, :, :width]
+    whole = n // per_row
+    places[:whole] = images_nhwc[: whole * per_row].unflatten(0, (whole, per_row))
+    if n % per_row:
+        places[whole, : n % per_row] = images_nhwc[whole * per_row :]
+
+
+def _convolution_backward(
+    gradient: Tensor, images: Tensor, weight: Tensor, padding: int, of: Literal["images", "weight"]
+) -> Tensor:
+    """The library's gradient of one of the two; of the other it reads the values, of that one only the shape."""
+    mask = (of == "images", of == "weight", False)
+    gradients = torch.ops.aten.convolution_backward(
+        gradient, images, weight, None, (1, 1), (padding, padding), (1, 1), False, (0, 0), 1, mask
+    )
+    return gradients[mask.index(True)]
