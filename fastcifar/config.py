@@ -223,6 +223,28 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class SelectionConfig:
+    """Train on a part of each batch: on the images that the network, shown them small, gets most wrong."""
+
+    keep: float = 1.0
+    """Share of each batch that is trained on; 1 trains on all of it."""
+    since: float = 0.0
+    """Share of the run after which the hardest images are kept; until then any are."""
+    pixels: int = 16
+    """Side in pixels at which images are judged; 0: as they are."""
+
+    def __post_init__(self) -> None:
+        """Refuse shares and sides out of range."""
+        _check("selection.keep", self.keep, 0 < self.keep <= 1, "a share above 0 and up to 1")
+        _check("selection.since", self.since, 0 <= self.since <= 1, "a share from 0 to 1")
+        _check("selection.pixels", self.pixels, self.pixels >= 0, "a whole number of at least 0")
+
+    def num_kept(self, batch_size: int) -> int:
+        """Images of a batch that are trained on, at least 1."""
+        return max(1, round(self.keep * batch_size))
+
+
+@dataclass(frozen=True)
 class DistillConfig:
     """Learn from a teacher's outputs as well (Hinton et al., arXiv:1503.02531)."""
 
@@ -274,6 +296,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 

@@ -19,7 +19,7 @@ from fastcifar.pipelines import Batch
 from fastcifar.report.card import Card
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
-from fastcifar.training import checkpoints, loop, losses
+from fastcifar.training import checkpoints, loop, losses, resolution
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import pick_dtype
 from fastcifar.training.run import run
@@ -82,6 +82,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(folder: Path,
         [],
         ["train.averaging=lookahead", "optimizer.name=nesterov", "optimizer.lr=0.05", "optimizer.momentum=0.9"],
         ["train.averaging=ema", "optimizer.name=adamw", "optimizer.lr=0.001", "augmentation.cutmix=1.0"],
+        ["selection.keep=0.4", "selection.since=0.5", "augmentation.cutmix=1.0"],
         [
             "model.name=resnet18_dropout",
             "model.widths=[8, 8, 16, 16]",
@@ -161,8 +162,8 @@ def test_mixed_labels_are_weighted_by_what_is_shown() -> None:
 def test_progressive_resolution_takes_each_stage_in_its_share_of_the_run() -> None:
     stages = "train.resolution=[{until=0.5, pixels=16}, {until=0.75, pixels=24}, {until=1, pixels=32}]"
     config = configs.load("speedrun", [stages])
-    assert [loop.pixels_at(config, p) for p in (0, 0.49, 0.5, 0.74, 0.75, 0.99)] == [16, 16, 24, 24, 32, 32]
-    assert loop.resize(torch.zeros(2, 3, 32, 32), 24).shape == (2, 3, 24, 24)
+    assert [resolution.pixels_at(config, p) for p in (0, 0.49, 0.5, 0.74, 0.75, 0.99)] == [16, 16, 24, 24, 32, 32]
+    assert resolution.resize(torch.zeros(2, 3, 32, 32), 24).shape == (2, 3, 24, 24)
 
 
 def test_validation_rows_are_stratified_and_leave_the_rest() -> None:
@@ -331,7 +332,7 @@ def test_a_loss_read_late_is_found_before_it_is_kept(folder: Path, tmp_path: Pat
     with pytest.raises(NonFiniteLossError):
         Tally.from_tensors(tally.to_tensors()).check()
 
-    def keep_only(self: Tally, taken: Taken, labels: torch.Tensor, step: int) -> None:
+    def keep_only(self: Tally, taken: Taken, step: int) -> None:
         self.losses.append(taken.loss)
         self._last_step = step
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcifar.config import Config
 from fastcifar.training import optimizers, schedules
 from fastcifar.training.averaging import Averaging
 from fastcifar.training.losses import distance_to_teacher, loss_and_logits
+from fastcifar.training.resolution import pixels_at, resize
+from fastcifar.training.selection import select
 from fastcifar.training.tally import EpochReport, Taken, Tally
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def new_state(network: nn.Module, config: Config, dtype: torch.dtype, teacher: n
     device = next(network.parameters()).device.type
     # float16 has too few exponents for small gradients; the other dtypes need no scaling, and the scaler does nothing.
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    built = optimizers.build(network, config.optimizer, config.pipeline.batch_size)
+    built = optimizers.build(network, config.optimizer, config.selection.num_kept(config.pipeline.batch_size))
     return State(network, built, Averaging(network, config.train), scaler, teacher)
 
 
@@ -93,7 +94,7 @@ def train(
             taken = take_step(state, forward, batch, config, dtype, pipeline.steps_per_epoch)
             state.step += 1
             state.averaging.update(state.step, num_steps)
-            state.tally.add(taken, batch.labels, state.step)
+            state.tally.add(taken, state.step)
             hooks.on_step(state.step, num_steps)
             over = state.step == num_steps
             if over or hooks.stop():
@@ -124,7 +125,9 @@ def take_step(
     _seed_dropout(state.network, config.seed, state.step)
     skips = config.train.on_nonfinite == "skip"
     buffers = [buffer.clone() for buffer in state.network.buffers()] if skips else []
-    images = resize(batch.images, pixels_at(config, state.step / num_steps))
+    progress = state.step / num_steps
+    batch = select(state.network, batch, config.selection, progress, dtype)
+    images = resize(batch.images, pixels_at(config, progress))
     loss, logits = loss_and_logits(forward, batch, images, config.train.label_smoothing, dtype)
     if state.teacher is not None:
         weight = config.distill.weight
@@ -136,14 +139,14 @@ def take_step(
         state.skipped_steps += 1
         for buffer, before in zip(state.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
-        return Taken(torch.zeros_like(loss.detach()), logits.detach(), lr, skipped=True)
+        return Taken(torch.zeros_like(loss.detach()), logits.detach(), batch.labels, lr, skipped=True)
     state.scaler.scale(loss).backward()
     clip(state, config)
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     state.scaler.update()
-    return Taken(loss.detach(), logits.detach(), lr)
+    return Taken(loss.detach(), logits.detach(), batch.labels, lr)
 
 
 def turning_steps(config: Config, steps_per_epoch: int) -> list[int]:
@@ -152,19 +155,6 @@ def turning_steps(config: Config, steps_per_epoch: int) -> list[int]:
     starts = [0.0, *(stage.until for stage in config.train.resolution)]
     turns = {steps_in(start, num_steps) for start in starts} | {steps_in(config.train.whiten_epochs, steps_per_epoch)}
     return sorted(step for step in turns if step < num_steps)
-
-
-def pixels_at(config: Config, progress: float) -> int:
-    """Side in pixels that images are trained at when `progress` of the run is done; 0: as they are."""
-    return next((stage.pixels for stage in config.train.resolution if progress < stage.until), 0)
-
-
-def resize(images: Tensor, pixels: int) -> Tensor:
-    """Images [n, c, h, w] scaled to `pixels` (0: as they are), bilinear with antialiasing, channels-last."""
-    if pixels in (0, images.shape[-1]):
-        return images
-    images = F.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True, align_corners=False)
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -23,11 +23,16 @@ def loss_and_logits(
     with autocast(images, dtype):
         logits = network(images)
     logits = logits.float()
-    if batch.mix_labels is None or batch.mix_weights is None:
-        return F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing), logits
+    return losses(logits, batch, label_smoothing).mean(), logits
+
+
+def losses(logits: Tensor, batch: "Batch", label_smoothing: float) -> Tensor:
+    """Cross-entropy [n] of a batch's images, each image's labels weighted by the share of each that is shown."""
     own = F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing, reduction="none")
+    if batch.mix_labels is None or batch.mix_weights is None:
+        return own
     other = F.cross_entropy(logits, batch.mix_labels, label_smoothing=label_smoothing, reduction="none")
-    return torch.lerp(other, own, batch.mix_weights).mean(), logits
+    return torch.lerp(other, own, batch.mix_weights)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from fastcifar.training.device import describe, use_compile
 from fastcifar.training.evaluation import Predictions
 from fastcifar.training.listeners import Listener
 from fastcifar.training.memory import OutOfMemoryError, largest_fitting, ran_out_of_memory
+from fastcifar.training.resolution import resize
 from fastcifar.training.session import Session
 from fastcifar.training.tally import EpochReport, NonFiniteLossError
 
@@ -274,7 +275,7 @@ class _Training:
 
         def attempt(num: int) -> None:
             batch = next(iter(self.pipeline.epoch(0)))
-            images = loop.resize(batch.images[:num], pixels)
+            images = resize(batch.images[:num], pixels)
             part = replace(batch, images=images, labels=batch.labels[:num], mix_labels=None, mix_weights=None)
             loss, logits = loop.loss_and_logits(state.network, part, images, 0.0, dtype)
             if state.teacher is not None:

@@ -38,10 +38,11 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class Taken:
-    """A step's mean loss (scalar), logits float32 [n, classes] and learning rate."""
+    """A step's mean loss (scalar), logits float32 [n, classes], own labels int64 [n] and learning rate."""
 
     loss: Tensor
     logits: Tensor
+    labels: Tensor
     lr: float
     skipped: bool = False
     """Whether the weights stayed as they were, the loss being not finite (0 here)."""
@@ -64,12 +65,12 @@ class Tally:
         """The epoch begins, or goes on: the time until now was another's."""
         self._since_s = time.perf_counter()
 
-    def add(self, taken: Taken, labels: Tensor, step: int) -> None:
+    def add(self, taken: Taken, step: int) -> None:
         """Take in a step."""
         if not taken.skipped:
             self.losses.append(taken.loss)
-            self.correct.append((taken.logits.argmax(1) == labels).sum())
-            self.num_images += len(labels)
+            self.correct.append((taken.logits.argmax(1) == taken.labels).sum())
+            self.num_images += len(taken.labels)
         self._last_step, self._lr = step, taken.lr
         now_s = time.perf_counter()
         self.seconds_s, self._since_s = self.seconds_s + now_s - self._since_s, now_s

@@ -1,0 +1,20 @@
+"""Progressive resolution: how large images are at which time, and making them so."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastcifar.config import Config
+
+
+def pixels_at(config: Config, progress: float) -> int:
+    """Side in pixels that images are trained at when `progress` of the run is done; 0: as they are."""
+    return next((stage.pixels for stage in config.train.resolution if progress < stage.until), 0)
+
+
+def resize(images: Tensor, pixels: int) -> Tensor:
+    """Images [n, c, h, w] scaled to `pixels` (0: as they are), bilinear with antialiasing, channels-last."""
+    if pixels in (0, images.shape[-1]):
+        return images
+    images = F.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True, align_corners=False)
+    return images.contiguous(memory_format=torch.channels_last)
