@@ -32,7 +32,9 @@ def measure(job: Job) -> Result:
     measured = job.run(entries, tasks)
     roles = {entry.key: entry.role for entry in entries}
     pixels = job.image_pixels()
-    rows = [row for task in tasks for row in _rows(task, measured[task], roles, pixels)]
+    rows = [
+        row for task in tasks for row in _rows(task, measured[task], roles, pixels, is_first=task == next(iter(tasks)))
+    ]
     rows.sort(key=lambda row: (tuple(tasks).index(row.task), ROLES.index(row.role)))
     if job.peers and any(key.endswith("_native") for key in roles):
         job.notes.append("ffcv_native and dali_native hand out float16, which is their own 16-bit form")
@@ -101,9 +103,9 @@ def _arguments(job: Job, name: str, batch_size: int, key: str = "") -> dict[str,
     }
 
 
-def _rows(task: str, measured: dict[str, Measured], roles: dict[str, str], pixels: int) -> list[Row]:
+def _rows(task: str, measured: dict[str, Measured], roles: dict[str, str], pixels: int, *, is_first: bool) -> list[Row]:
     moved = settings.bytes_moved(Task.parse(task).setting, pixels, Task.parse(task).dtype)
-    rows = [Row(key, task, roles[key], _values(key, one, measured, moved)) for key, one in measured.items()]
+    rows = [Row(key, task, roles[key], _values(key, one, measured, moved, is_first)) for key, one in measured.items()]
     peer = best_peer(rows, task, "images_s")
     if peer is not None:
         for row in rows:
@@ -112,15 +114,16 @@ def _rows(task: str, measured: dict[str, Measured], roles: dict[str, str], pixel
     return rows
 
 
-def _values(key: str, one: Measured, measured: dict[str, Measured], moved: int) -> dict[str, float]:
-    """A row's values; `moved` is the least bytes of traffic an image."""
+def _values(key: str, one: Measured, measured: dict[str, Measured], moved: int, is_first: bool) -> dict[str, float]:
+    """A row's values; `moved` is the least bytes of traffic an image, `is_first` whether processes are new."""
     if key == "copy":
         return {"gb_s": one.rate.median / 1e9, "rounds": one.rate.num}
     values = spread_values("images_s", one.rate) | {"rounds": one.rate.num}
     if "first_batch_ms" in one.extra_names():
         values |= spread_values("first_batch_ms", one.extra("first_batch_ms"))
-        values |= {"cold_first_batch_s": one.opened.cold_s}
-        values |= {} if one.opened.compile_s is None else {"compile_s": one.opened.compile_s}
+        if is_first:
+            values |= {"cold_first_batch_s": one.opened.cold_s}
+            values |= {} if one.opened.compile_s is None else {"compile_s": one.opened.compile_s}
     values["gb_s"] = one.rate.median * moved / 1e9
     if "copy" in measured:
         values["share_of_copy"] = share(one, measured["copy"], factor=moved)

@@ -17,6 +17,8 @@ COLUMNS = {
     "kernels": ("images_s", "gb_s", "share_of_copy", "share_of_gather"),
     "loaders": (
         "images_s",
+        "gb_s",
+        "share_of_copy",
         "share_of_gather",
         "over_best_peer",
         "first_batch_ms",
@@ -33,7 +35,6 @@ COLUMNS = {
 LEFT_OUT = {
     "kernels": ("reference", "gather", "copy"),
     "loaders": ("copy",),
-    "step": ("eager_fixed", "compiled_fixed"),
 }
 
 
@@ -67,7 +68,7 @@ def _section(result: Result, file: str) -> str:
     for task in result.tasks():
         rows = [row for row in result.rows if row.task == task and row.contestant not in left_out]
         lines += [_line(row, task if place == 0 else "", chosen) for place, row in enumerate(rows)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"\n*{note[:1].upper()}{note[1:]}.*" for note in result.notes)])
 
 
 def _line(row: Row, task: str, chosen: Sequence[str]) -> str:

@@ -96,17 +96,19 @@ def write_csv(result: Result, folder: Path) -> Path:
     stem = file_stem(result)
     names = (stem if i == 1 else f"{stem}-{i}" for i in range(1, 10_000))
     path = next(path for name in names if not (path := folder / f"{name}.csv").exists())
-    columns = ["contestant", "task", "role", *result.columns(), *result.about, "title", "headline"]
+    columns = ["contestant", "task", "role", *result.columns(), *result.about, "title", "headline", "notes"]
     with path.open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
         for row in result.rows:
             values = {key: format(value, ".6g") for key, value in row.values.items()}
-            fixed = {"contestant": row.contestant, "task": row.task, "role": row.role}
-            writer.writerow({**fixed, **values, **result.about, "title": result.title, "headline": result.headline})
+            named = {"contestant": row.contestant, "task": row.task, "role": row.role}
+            told = {"title": result.title, "headline": result.headline, "notes": NOTES_BETWEEN.join(result.notes)}
+            writer.writerow({**named, **values, **result.about, **told})
     return path
 
 
+NOTES_BETWEEN = "; "
 _TEXT = {"contestant", "task", "role", "title", "headline"}
 
 
@@ -120,10 +122,12 @@ def read_csv(path: Path) -> Result:
     is_about = _about_names(first)
     rows = []
     for line in lines:
-        keys = [key for key in line if key not in _TEXT and key not in is_about and line[key]]
+        keys = [key for key in line if key not in {*_TEXT, "notes"} and key not in is_about and line[key]]
         rows.append(Row(line["contestant"], line["task"], line["role"], {key: float(line[key]) for key in keys}))
     about = {key: first[key] for key in first if key in is_about}
-    return Result(path.stem.split("_")[0], first["title"], first["headline"], rows, about)
+    # Files of older versions have no notes.
+    notes = [note for note in first.get("notes", "").split(NOTES_BETWEEN) if note]
+    return Result(path.stem.split("_")[0], first["title"], first["headline"], rows, about, notes)
 
 
 def _about_names(line: dict[str, str]) -> set[str]:

@@ -1,5 +1,6 @@
 """The training step: its parts told apart, its arithmetic beside a matrix product's, what waiting for data costs."""
 
+import copy
 import itertools
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from fastcifar.bench.settings import DTYPES
 from fastcifar.bench.workers import Entry, Place
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from fastcifar.data import Source
 
@@ -20,16 +21,14 @@ PHASES = ("data", "forward", "backward", "optimizer")
 
 
 def measure(job: Job) -> Result:
-    """The recipe's step as it trains and on one batch over and over; in float32, and bfloat16 where there are units."""
+    """The recipe's step as it trains; in float32, and in bfloat16 where there are units for it."""
     from fastcifar import config as configs
 
     batch_size = job.batch_size or (32 if job.quick else configs.load(job.recipe).pipeline.batch_size)
     told = {"source": job.source, "recipe": job.recipe, "batch_size": batch_size, "num_images": job.num_images}
     entries = []
     for key in ("eager", "compiled") if job.on_gpu else ("eager",):
-        is_compiled = key == "compiled"
-        entries.append(Entry(key, Step, {**told, "compiled": is_compiled, "fixed": False}))
-        entries.append(Entry(f"{key}_fixed", Step, {**told, "compiled": is_compiled, "fixed": True}, role="bound"))
+        entries.append(Entry(key, Step, {**told, "compiled": key == "compiled"}))
     side = 256 if job.quick else 0
     entries.append(Entry("matmul", bounds.MatrixProduct, {"side": side}, role="bound"))
     names = [f"step.{dtype}" for dtype in _dtypes()]
@@ -70,9 +69,8 @@ def _values(key: str, one: Measured, measured: dict[str, Measured]) -> dict[str,
     values["backward_tflop_s"] = batch * (flops - forward_flops) / values["backward_ms"] / 1e9
     if "matmul" in measured:
         values["share_of_matmul"] = share(one, measured["matmul"], factor=flops)
-    fixed = measured.get(f"{key}_fixed")
-    if fixed is not None:
-        values["stall_share"] = max(0.0, 1.0 - share(one, fixed))
+    # What one batch costs is told by itself: two contestants' rates differ by more than that.
+    values["stall_share"] = values["data_ms"] / values["step_ms"]
     compile_s = max(0.0, one.opened.cold_s - 2 * values["step_ms"] / 1e3)
     return values | {"cold_steps_s": one.opened.cold_s, "compile_s": compile_s} | memory_values(one)
 
@@ -110,7 +108,7 @@ class Step:
     """The loop's own `take_step` of a recipe, at the end of its run: full resolution, the stem frozen.
 
     `data` is what asking for the batch takes; `forward` ends with the network, `backward` (loss included) where the
-    first optimiser begins, `optimizer` with the step. `fixed` takes one batch over and over.
+    first optimiser begins, `optimizer` with the step.
     """
 
     def __init__(
@@ -122,11 +120,10 @@ class Step:
         batch_size: int,
         num_images: int,
         compiled: bool,
-        fixed: bool,
     ) -> None:
         self._place, self._source, self._recipe = place, source, recipe
         self._batch_size, self._num_images = batch_size, num_images
-        self._compiled, self._fixed = compiled, fixed
+        self._compiled = compiled
 
     def prepare(self, task: str) -> None:
         """Network, optimisers, pipeline; then two steps, the first of which compiles."""
@@ -136,6 +133,7 @@ class Step:
         from fastcifar.report.progress import Reporter
         from fastcifar.training import loop
         from fastcifar.training.clock import Clock
+        from fastcifar.training.resolution import pixels_at
         from fastcifar.training.session import Session
 
         dtype = DTYPES[task.rpartition(".")[2]]
@@ -150,10 +148,10 @@ class Step:
         self._state.step = loop.steps_in(config.train.epochs, self._pipeline.steps_per_epoch) - 1
         self._epoch = 0
         self._batches = iter(self._pipeline.epoch(0))
-        self._kept = next(self._batches) if self._fixed else None
         self._stamps = _Stamps(self._place.device != "cpu")
         self._state.optimizers[0].register_step_pre_hook(lambda *_: self._stamps.add())
-        self._flops, self._forward_flops = self._count_flops(network)
+        side = pixels_at(config, self._state.step / (self._state.step + 1)) or self._pipeline.contents.height
+        self._flops, self._forward_flops = count_flops(network, side)
         for _ in range(2):
             self._once()
         bounds.synchronise(self._place.device)
@@ -177,7 +175,7 @@ class Step:
         from fastcifar.training import loop
 
         self._stamps.begin()
-        batch = self._kept if self._kept is not None else self._next()
+        batch = self._next()
         self._stamps.add()
         loop.take_step(self._state, self._forward, batch, self._config, self._dtype, self._pipeline.steps_per_epoch)
         self._stamps.add()
@@ -196,19 +194,23 @@ class Step:
             batch = next(self._batches)
         return batch
 
-    def _count_flops(self, network: Any) -> tuple[float, float]:
-        """Floating-point operations an image, of forward and backward, and of forward alone, as torch counts them."""
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
 
-        side = 32 if self._kept is None else self._kept.images.shape[-1]
-        images = torch.zeros(2, 3, side, side, device=self._place.device)
-        with FlopCounterMode(display=False) as counter:
-            logits = network(images)
-            forward = counter.get_total_flops()
-            logits.sum().backward()
-        network.zero_grad(set_to_none=True)
-        return counter.get_total_flops() / 2, forward / 2
+def count_flops(network: "nn.Module", side: int) -> tuple[float, float]:
+    """Floating-point operations an image of `side` pixels, of forward and backward, and of forward alone.
+
+    As torch counts them, on the meta device, where the library's own operators are all there is: ours, which take the
+    same arithmetic in other pieces, it would not all know.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = copy.deepcopy(network).to("meta")
+    images = torch.zeros(2, 3, side, side, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        logits = network(images)
+        forward = counter.get_total_flops()
+        logits.sum().backward()
+    return counter.get_total_flops() / 2, forward / 2
 
 
 def _median(values: list[float]) -> float:

@@ -205,8 +205,8 @@ def _tasks(num_images: int, num_threads: int | None) -> int:
         import torch
 
         num_threads = torch.get_num_threads()
-    if num_threads < 1:
-        raise ValueError(f"num_threads: got {num_threads}, takes an integer of at least 1")
+    if not isinstance(num_threads, int | np.integer) or num_threads < 1:
+        raise ValueError(f"num_threads: got {num_threads!r}, takes an integer of at least 1")
     return max(1, min(num_threads, num_images, config.NUMBA_NUM_THREADS))
 
 

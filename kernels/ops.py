@@ -82,7 +82,8 @@ def augment_batch(
     )
 
 
-@torch.library.custom_op("fastcifar::augment", mutates_args=())
+# Under a CUDA graph the plan could not be brought to the GPU: a compiler leaves this operator out of its graphs.
+@torch.library.custom_op("fastcifar::augment", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _augment(
     images_nhwc: Tensor,
     rows_n: Tensor,
@@ -133,7 +134,8 @@ def _augment_batch(
     if weights is None or partners is None:
         weights = torch.ones(num_images, device=images.device)
         partners = partners_on(images.device, num_images)
-    return images, weights, partners
+    # What an operator returns is its caller's own.
+    return images, weights, partners.clone() if partners.is_cuda else partners
 
 
 @_augment.register_fake

@@ -135,17 +135,6 @@ class Augmentation:
         """What is done in this epoch, counted from 0: without mixing before `mix_from_epoch`."""
         return _unmixed(self) if self.mix_from_epoch and epoch < self.mix_from_epoch else self
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether nothing happens to an image but normalising."""
-        return (
-            self.crop_padding == 0
-            and self.flip == "none"
-            and self.cutout == 0
-            and not self.mixes
-            and self.brightness == self.contrast == self.rotation == self.saturation == self.hue == 0
-        )
-
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError where images are too large for the kernels or too small for the settings."""
         check_side("height", height)

@@ -64,6 +64,8 @@ class Pipeline(ABC):
     """
 
     name: ClassVar[str]
+    streams = False
+    """Whether images are read as an epoch goes, in an order that suits a disk."""
 
     def __init__(self, settings: Settings, contents: Contents) -> None:
         self.settings = settings
@@ -110,10 +112,10 @@ class Pipeline(ABC):
         """
         if self._closed:
             raise ValueError(f"pipeline: the {self.name} pipeline is closed, open it again")
-        if not 0 <= epoch < 1 << 32:
-            raise ValueError(f"epoch: got {epoch}, takes 0 to 2**32 - 1")
-        if not 0 <= first_step <= self.steps_per_epoch:
-            raise ValueError(f"first_step: got {first_step}, takes 0 to {self.steps_per_epoch}")
+        if not (isinstance(epoch, int | np.integer) and 0 <= epoch < 1 << 32):
+            raise ValueError(f"epoch: got {epoch!r}, takes 0 to 2**32 - 1")
+        if not (isinstance(first_step, int | np.integer) and 0 <= first_step <= self.steps_per_epoch):
+            raise ValueError(f"first_step: got {first_step!r}, takes 0 to {self.steps_per_epoch}")
         self._end_epoch()
         batches = self._batches(epoch, first_step)
         self._running = weakref.ref(batches)
@@ -138,7 +140,10 @@ class Pipeline(ABC):
         return rows_n[: self.steps_per_epoch * self.batch_size]
 
     def _ordered_rows(self, epoch: int) -> np.ndarray:
-        return orders.shuffled(self.contents.rows_n, self.settings.seed, epoch)
+        if not self.streams:
+            return orders.shuffled(self.contents.rows_n, self.settings.seed, epoch)
+        image_bytes = self.contents.height * self.contents.width * 3
+        return orders.streamed(self.contents.rows_n, image_bytes, self.settings.seed, epoch)
 
     def _end_epoch(self) -> None:
         running = self._running() if self._running is not None else None

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fastcifar.data.errors import refuse
 from fastcifar.pipelines import libraries
-from fastcifar.pipelines import order as orders
 from fastcifar.pipelines.base import Batch, Contents, Fuser, Pipeline, Settings
 
 
@@ -43,14 +42,8 @@ class DaliPipeline(Pipeline):
         self._records = records
         self._lines = _index_lines(index)
         self._native = native
-        self._streaming = streaming
+        self.streams = streaming
         self._fuser = None if native else Fuser(settings, contents)
-
-    def _ordered_rows(self, epoch: int) -> np.ndarray:
-        if not self._streaming:
-            return super()._ordered_rows(epoch)
-        image_bytes = self.contents.height * self.contents.width * 3
-        return orders.streamed(self.contents.rows_n, image_bytes, self.settings.seed, epoch)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         order = self.order(epoch)[first_step * self.batch_size :]
@@ -119,7 +112,7 @@ class DaliPipeline(Pipeline):
                     "label": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
                     "index": tfrecord.FixedLenFeature([1], tfrecord.int64, -1),
                 },
-                dont_use_mmap=self._streaming,
+                dont_use_mmap=self.streams,
             )
             images = fn.reshape(features["image"], shape=[contents.height, contents.width, 3], layout="HWC")
             outputs = [images, features["label"], features["index"]]

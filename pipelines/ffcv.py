@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fastcifar.pipelines import libraries
-from fastcifar.pipelines import order as orders
 from fastcifar.pipelines.base import Batch, Contents, Fuser, Pipeline, Settings
 
 _FIELDS = ("image", "label", "index")
@@ -33,7 +32,7 @@ class FfcvPipeline(Pipeline):
         super().__init__(settings, contents)
         with libraries.importing("ffcv"):
             from fastcifar.pipelines import ffcv_parts
-        self._streaming = streaming
+        self.streams = streaming
         self._native = native
         decoders: dict[str, list[Any]] = {
             "image": [ffcv_parts.ImageDecoder(), *(self._transforms() if native else ())],
@@ -49,12 +48,6 @@ class FfcvPipeline(Pipeline):
         )
         self._places = [list(self._loader.pipeline_specs).index(field) for field in _FIELDS]
         self._fuser = None if native else Fuser(settings, contents)
-
-    def _ordered_rows(self, epoch: int) -> np.ndarray:
-        if not self._streaming:
-            return super()._ordered_rows(epoch)
-        image_bytes = self.contents.height * self.contents.width * 3
-        return orders.streamed(self.contents.rows_n, image_bytes, self.settings.seed, epoch)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         order = self.order(epoch)[first_step * self.batch_size :]
@@ -103,7 +96,7 @@ class FfcvPipeline(Pipeline):
         return [*chosen, NormalizeImage(mean, std, np.float16 if is_half else np.float32)]
 
     def _release(self) -> None:
-        if not self._streaming:
+        if not self.streams:
             self._loader.memory_manager.unmap()
         del self._loader
         self._fuser = None

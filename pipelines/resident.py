@@ -20,15 +20,20 @@ class ResidentPipeline(Pipeline):
         super().__init__(settings, contents)
         self._on_cpu = settings.device.type == "cpu"
         self._images = images_nhwc if self._on_cpu else torch.tensor(images_nhwc, device=settings.device)
-        self._labels_n = np.ascontiguousarray(labels_n, dtype=np.int64)
+        self._labels = torch.tensor(labels_n, dtype=torch.int64, device=settings.device)
         self._fuser = Fuser(settings, contents)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
-        # Order and labels are laid out once an epoch; a batch's are views. By NumPy: torch would wait for a second
-        # thread.
+        # Order and labels are laid out once an epoch; a batch's are views.
         order = self.order(epoch)[first_step * self.batch_size :].copy()
-        indices = torch.from_numpy(order).to(self.device)
-        labels = torch.from_numpy(self._labels_n[order]).to(self.device)
+        indices = torch.from_numpy(order)
+        if self._on_cpu:
+            # By NumPy: torch would wait for a second thread.
+            labels = torch.from_numpy(self._labels.numpy()[order])
+        else:
+            # From memory that the system may not move the copy is queued; any other would wait for all that is.
+            indices = indices.pin_memory().to(self.device, non_blocking=True)
+            labels = self._labels[indices]
         rows = order if self._on_cpu else indices
         images, fuser = self._images, self._fuser
         for start in range(0, len(order), self.batch_size):

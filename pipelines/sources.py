@@ -129,9 +129,11 @@ def _checked_labels(labels: Any, num_images: int) -> np.ndarray:
     array = _as_array(labels)
     if array.ndim != 1 or array.dtype.kind not in "iu" or len(array) != num_images:
         raise ValueError(f"labels: got {array.dtype} {list(array.shape)}, takes integers [{num_images}]")
-    if len(array) and int(array.min()) < 0:
-        raise ValueError(f"labels: got {array.min()}, takes classes, counted from 0")
-    return array.astype(np.int64)
+    labels_n = array.astype(np.int64)
+    # Checked as they are handed out: what does not fit 64 bits with a sign has become negative.
+    if len(array) and labels_n.min() < 0:
+        raise ValueError(f"labels: got {array[labels_n.argmin()]}, takes classes, counted from 0")
+    return labels_n
 
 
 def _as_array(values: Any) -> np.ndarray:

@@ -91,9 +91,6 @@ class _Images(Dataset):
         self._told = settings.augmentation
         self._mixing = _Mixing(settings.augmentation)
 
-    def __getitem__(self, request: _Request) -> list[Tensor | None]:
-        return self.__getitems__(request)
-
     def __getitems__(self, request: _Request) -> list[Tensor | None]:
         """images, labels, mix_labels, mix_weights, indices of a batch, as `Batch` holds them."""
         entropy = np.random.SeedSequence([self._seed, request.epoch, request.step])

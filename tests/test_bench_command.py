@@ -10,13 +10,16 @@ from typing import Any
 
 import cifar_files
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastcifar import config as configs
-from fastcifar import pipelines
-from fastcifar.bench import gpu, results
+from fastcifar import models, pipelines
+from fastcifar.bench import gpu, results, step
 from fastcifar.bench.job import Job
 from fastcifar.bench.results import Result, Row
 from fastcifar.cli import main
+from fastcifar.models import convolution
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +120,19 @@ def test_step(folder: Path, in_folder: Path, capsys: pytest.CaptureFixture) -> N
     # Medians of parts do not add up to the median of sums exactly.
     assert parts_ms == pytest.approx(row["step_ms"], rel=0.5)
     assert row["gflop_image"] > 0
-    assert 0 <= row["stall_share"] <= 1
-    assert ran.names("bound") == {"eager_fixed", "matmul"}
+    assert row["stall_share"] == pytest.approx(row["data_ms"] / row["step_ms"])
+    assert ran.names("bound") == {"matmul"}
+
+
+def test_operations_are_those_of_the_librarys_own_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = models.build("speednet", num_classes=10, widths=(8, 8, 16))
+    counted = step.count_flops(network, 24)
+    monkeypatch.setattr(convolution, "_way", lambda *_: None)
+    with FlopCounterMode(display=False) as counter:
+        logits = network(torch.zeros(1, 3, 24, 24))
+        forward = counter.get_total_flops()
+        logits.sum().backward()
+    assert counted == (counter.get_total_flops(), forward)
 
 
 def test_start(folder: Path, in_folder: Path, capsys: pytest.CaptureFixture) -> None:

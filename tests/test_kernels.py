@@ -74,7 +74,6 @@ def test_augment_batch_is_draw_plan_and_augment():
 @pytest.mark.parametrize("form", ["reference", "numba"])
 def test_without_augmentation_pixels_are_only_normalised(form):
     images = pictures(4, 7, 5)
-    assert Augmentation().is_identity
     batch = augment_batch(images, [3, 0], Augmentation(), CIFAR, seed=9, epoch=4, dtype="float32", form=form)[0]
     scale, shift = (torch.tensor(numbers, dtype=torch.float32) for numbers in (CIFAR.scale, CIFAR.shift))
     expected = torch.from_numpy(images[[3, 0]]).float() * scale + shift

@@ -67,6 +67,8 @@ def run(args: Args) -> int:
     from fastcifar.bench import gates
 
     _check(args)
+    if args.what in ("gpu", "plot", "table") and (args.assert_min or args.assert_max):
+        raise ValueError(f"--assert-min, --assert-max: got {args.what}, which measures no figures of its own")
     wanted = gates.parse(args.assert_min, args.assert_max)
     if args.what == "table":
         return _write_table(args)

@@ -7,7 +7,7 @@ A launch can be captured in a CUDA graph once it has run for the same settings; 
 fixed.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -82,8 +82,8 @@ def augment_batch(
     images_nhwc: uint8 [N, h, w, 3] on a GPU (under the simulator in main memory); rows_n, indices_n: integers [n], from
     main memory, or int64 [n], contiguous, on the images' GPU; indices_n None takes the rows. Returns (images
     [n, 3, h, w] of the dtype, channels-last, mix_weights float32 [n], partners int64 [n]), on the images' device, the
-    last two None without mixing. Raises ValueError, before anything is launched, on wrong indices or out, and on
-    a wrong row from main memory; for rows on the GPU see raise_for_bad_rows.
+    last two None without mixing; the partners are shared by batches of a size. Raises ValueError, before anything is
+    launched, on wrong indices or out, and on a wrong row from main memory; for rows on the GPU see raise_for_bad_rows.
     """
     num_images, height, width, _ = images_nhwc.shape
     device = _device(images_nhwc)
@@ -95,7 +95,7 @@ def augment_batch(
     batch, weights = _launch(images_nhwc, rows, indices, *nothing, settings, int(seed), int(epoch), dtype, out)
     if not augmentation.mixes:
         return batch, None, None
-    return batch, weights, partners_on(device, len(rows))
+    return batch, weights, _partners(device, len(rows))
 
 
 def raise_for_bad_rows(device: Any) -> None:
@@ -166,6 +166,18 @@ def _bad_rows(device: Any) -> "torch.Tensor":
 
 
 @cache
+def _stream(device: Any, pointer: int) -> Any:
+    """Numba's name for torch's stream: Numba prepares a launch anew for every stream object that it has not seen."""
+    return cuda.external_stream(pointer)
+
+
+@lru_cache(maxsize=64)
+def _partners(device: Any, num_images: int) -> "torch.Tensor":
+    """plan.partners on the device, so that a batch takes one launch alone."""
+    return partners_on(device, num_images)
+
+
+@cache
 def _nothing(device: Any) -> "tuple[torch.Tensor, torch.Tensor]":
     import torch
 
@@ -232,7 +244,7 @@ def _launch(
         kernel[len(rows), NUM_THREADS](*arguments)
         return batch, weights
     with torch.cuda.device(device), cuda.gpus[device.index]:
-        stream = cuda.external_stream(torch.cuda.current_stream(device).cuda_stream)
+        stream = _stream(device, torch.cuda.current_stream(device).cuda_stream)
         kernel[len(rows), NUM_THREADS, stream](*arguments)
     return batch, weights
 

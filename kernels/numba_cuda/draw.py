@@ -64,6 +64,8 @@ from fastcifar.kernels.scalars import below
 
 # Numba makes its settings when it is imported, which a type checker cannot follow.
 config: Any = numba_config
+# A batch that is too small to fill the GPU is none of the user's mistakes.
+config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
 _F, _U = np.float32, np.uint64
 _ZERO, _HALF, _ONE, _TWO = _F(0), _F(0.5), _F(1), _F(2)
