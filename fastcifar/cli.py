@@ -9,7 +9,7 @@ from fastcifar.interruption import InterruptedRunError
 
 # Kept here as text so that `fastcifar --help` imports nothing.
 COMMANDS = {
-    "speedrun": "train the fastest network for this device to a target accuracy; one result card at the end",
+    "speedrun": "train a network to a target accuracy by the fastest recipe for it; one result card at the end",
     "train": "train by a recipe, with settings changed on the command line",
     "record": "train many times, test the mean against a target, and write the record down",
     "sweep": "search settings on the validation split, by any number of workers, and go on where one stopped",

@@ -19,7 +19,7 @@ form to the last bit, whatever the number of threads.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcifar.kernels.dispatch import augment, augment_batch, draw_plan, epoch_order, raise_for_bad_rows
+    from fastcifar.kernels.dispatch import augment, augment_batch, draw_plan, epoch_order, prepare, raise_for_bad_rows
     from fastcifar.kernels.plan import Plan
     from fastcifar.kernels.settings import Augmentation, Normalisation
 
@@ -31,6 +31,7 @@ __all__ = [
     "augment_batch",
     "draw_plan",
     "epoch_order",
+    "prepare",
     "raise_for_bad_rows",
 ]
 
@@ -42,6 +43,7 @@ _HOMES = {
     "augment_batch": "dispatch",
     "draw_plan": "dispatch",
     "epoch_order": "dispatch",
+    "prepare": "dispatch",
     "raise_for_bad_rows": "dispatch",
 }
 

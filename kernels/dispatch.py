@@ -168,6 +168,19 @@ def augment_batch(
     )
 
 
+def prepare(device: Any) -> None:
+    """Have the compiled form for a device ready: read from Numba's cache or, the first time on a machine, compiled.
+
+    Otherwise this happens with the first batch. device: torch.device or its name. What is specific to settings is
+    compiled with the first batch all the same.
+    """
+    import torch
+
+    host_form("auto")
+    if torch.device(device).type == "cuda":
+        cuda_form()
+
+
 def raise_for_bad_rows(device: Any) -> None:
     """Raise ValueError where, since the last call, a row in a tensor on this GPU was not one of the images'.
 

@@ -39,6 +39,14 @@ for (height, width), settings in itertools.product([(4, 4), (3, 5)], cases):
     got = augment(images, plan, normalisation, rows_n=rows, dtype=dtype, form="cuda")
     assert torch.equal(got.view(bits[dtype]), expected.view(bits[dtype])), (height, width, settings, dtype)
     count += 1
+# More than one tile of pixels, and rows that end within one.
+large = np.random.default_rng(9).integers(0, 256, (2, 33, 37, 3), dtype=np.uint8)
+augmentation = Augmentation(crop_padding=3, flip="random", cutmix=1.0, mix_per="image", rotation=40)
+drawn = dict(seed=4, epoch=1, dtype=torch.bfloat16)
+expected = augment_batch(large, [1, 0], augmentation, normalisation, form="reference", **drawn)[0]
+got = augment_batch(large, [1, 0], augmentation, normalisation, form="cuda", **drawn)[0]
+assert torch.equal(got.view(torch.int16), expected.view(torch.int16))
+count += 1
 for bad in (-1, 5):
     try:
         augment_batch(images, [0, bad], augmentation, normalisation, seed=0, epoch=0, form="cuda")
@@ -78,7 +86,7 @@ def test_simulated_form_agrees_with_reference_on_every_bit():
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "16"
+    assert result.stdout.strip() == "17"
 
 
 def test_cuda_is_not_imported_without_a_gpu():
@@ -108,7 +116,7 @@ EVERYTHING = Augmentation(
 )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (31, 45), (256, 256)])
 def test_gpu_agrees_with_cpu_on_every_bit(height, width, dtype):
@@ -124,7 +132,7 @@ def test_gpu_agrees_with_cpu_on_every_bit(height, width, dtype):
         assert same_bits(augment(images.cuda(), plan, CIFAR, rows_n=rows, dtype=dtype).cpu(), expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 def test_gpu_runs_on_the_current_stream_and_in_a_graph():
     images, rows = torch.from_numpy(pictures(64, 32, 32)).cuda(), torch.randperm(64).cuda()
     out = torch.empty((64, 3, 32, 32), dtype=torch.bfloat16, device="cuda", memory_format=torch.channels_last)
@@ -144,7 +152,7 @@ def test_gpu_runs_on_the_current_stream_and_in_a_graph():
     assert same_bits(out, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
 def test_a_bad_row_on_a_gpu_is_told_of_once(device):
     images, rows = torch.from_numpy(pictures(4, 8, 8)).to(device), torch.tensor([1, 4], device=device)

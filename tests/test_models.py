@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 
 from fastcifar import models
 
@@ -36,6 +37,30 @@ def test_whitening_makes_patches_white() -> None:
         covariance = torch.einsum("nchw,ndhw->cd", out, out) / (out.shape[0] * out.shape[2] * out.shape[3])
     torch.testing.assert_close(covariance, torch.eye(12), atol=1e-3, rtol=0)
     torch.testing.assert_close(network.whiten.weight[12:], -network.whiten.weight[:12])
+
+
+@pytest.mark.parametrize(("name", "least"), [("speednet", 9), ("resnet4m", 1), ("resnet18_pool5", 5)])
+def test_images_too_small_for_a_network_are_refused(name: str, least: int) -> None:
+    network = models.build(name, num_classes=10, widths=(8, 8, 8) if name == "speednet" else (8, 8, 8, 8))
+    models.check_side(network, least)
+    network(torch.randn(2, 3, least + 1, least + 1))
+    if least > 1:
+        with pytest.raises(ValueError, match=f"{least - 1} pixels are too few"):
+            models.check_side(network, least - 1)
+
+
+def test_a_frozen_stem_is_compiled_away() -> None:
+    network = models.build("speednet", num_classes=10, widths=(8, 8, 8))
+    seen = CompileCounter()
+    compiled = torch.compile(network, backend=seen, dynamic=False)
+    images = torch.randn(2, 3, 16, 16)
+    compiled(images).sum().backward()
+    assert network.whiten.bias.grad is not None
+    network.whiten.bias.grad, network.stem_trains = None, False
+    compiled(images).sum().backward()
+    assert network.whiten.bias.grad is None
+    assert network.stages[0].conv1.weight.grad is not None
+    assert seen.frame_count == 2
 
 
 def test_a_network_over_the_budget_is_an_error() -> None:

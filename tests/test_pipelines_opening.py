@@ -135,6 +135,7 @@ def test_a_missing_gpu_is_named(sets: Sets) -> None:
         ((np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, int)), "labels: got int64 [3], takes integers [2]"),
         ((np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2)), "labels: got float64 [2], takes integers [2]"),
         ((np.zeros((2, 4, 4, 3), np.uint8), np.array([0, -1])), "labels: got -1, takes classes"),
+        ((np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 2**63 + 3], np.uint64)), "labels: got 9223372036854775811, "),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(given: Any, says: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -436,6 +437,26 @@ def test_resuming_with_other_threads_says_that_bits_may_differ(
         assert "its last bits may differ" in capsys.readouterr().out
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "settings", [["train.resolution=[{until=1, pixels=8}]"], ["selection.keep=0.5", "selection.pixels=8"]]
+)
+def test_images_made_too_small_are_a_wrong_setting(folder: Path, tmp_path: Path, settings: list[str]) -> None:
+    name = settings[-1].split("=", maxsplit=1)[0]
+    with pytest.raises(ValueError, match=f"{name}: 8 pixels are too few for this network"):
+        train(small_config(folder, *settings), tmp_path / "run")
+
+
+def test_what_a_part_gave_the_gpu_counts_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: time.sleep(0.05))
+    clock = Clock(since_process_start=False)
+    with clock.part("evaluate"):
+        pass
+    seconds = clock.seconds()
+    assert seconds["evaluate"] >= 0.05
+    assert seconds["other"] < 0.05
 
 
 def test_a_clock_that_jumps_changes_no_duration(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

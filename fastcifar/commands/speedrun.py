@@ -21,9 +21,9 @@ class Args:
     """Runs with seeds seed, seed + 1, ...; the last lines give their mean and deviation."""
     seed: int = 0
     """Seed of the first run."""
-    target: int = 94
-    """94, 95, 96 or 97: the CIFAR-10 accuracy in percent to train for, which picks the recipe. The card says how far
-    from it the run ended. shapes10 has a target of its own."""
+    target: int | None = None
+    """94, 95, 96 or 97: the CIFAR-10 accuracy in percent to train for, which picks the recipe; 94 without --recipe. The
+    card says how far from it the run ended. shapes10 has a target of its own."""
     recipe: str | None = None
     """Recipe in place of the target's and data set's own."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
@@ -44,8 +44,11 @@ def run(args: Args) -> int:
     """Train, evaluate, print the cards; the JSON of the card (or of all of them) is the last line."""
     if args.runs < 1:
         raise ValueError(f"--runs: got {args.runs}, takes a whole number above 0")
-    if args.target not in RECIPES:
+    if args.target is not None and args.target not in RECIPES:
         raise ValueError(f"--target: got {args.target}, takes one of {', '.join(map(str, RECIPES))}")
+    for setting, option in (("data.path", "--data"), ("data.dataset", "--dataset")):
+        if any(one.startswith(f"{setting}=") for one in args.set):
+            raise ValueError(f"--set {setting}: speedrun takes it by {option}")
     import json
     from dataclasses import asdict
 
@@ -63,13 +66,14 @@ def run(args: Args) -> int:
     clock = Clock()
     cards = []
     # Wrong settings are said before a download starts.
-    configs.load(args.recipe or RECIPES[args.target], _settings(args, args.seed))
+    aim = args.target or (0 if args.recipe else 94)
+    configs.load(args.recipe or RECIPES[aim], _settings(args, args.seed))
     trackers(args.track)
     with Reporter() as reporter:
         listeners = trackers(args.track, reporter.line)
         source = find_data(DataConfig(args.dataset, str(args.data or "")), clock, reporter)
-        recipe = args.recipe or ("speedrun-shapes10" if source.dataset == "shapes10" else RECIPES[args.target])
-        target = {"cifar10": args.target, "shapes10": SHAPES10_TARGET}.get(source.dataset, 0)
+        recipe = args.recipe or ("speedrun-shapes10" if source.dataset == "shapes10" else RECIPES[aim])
+        target = {"cifar10": aim, "shapes10": SHAPES10_TARGET}.get(source.dataset, 0)
         for seed in range(args.seed, args.seed + args.runs):
             config = resolve(configs.load(recipe, [f"target={target}", *_settings(args, seed)]), source)
             out = args.out / f"seed{seed}" if args.out and args.runs > 1 else args.out

@@ -60,6 +60,19 @@ def build(
     return network
 
 
+def check_side(network: "nn.Module", side: int) -> None:
+    """Raise `ValueError` where square images of `side` pixels are too small for the network: a map would be empty."""
+    import copy
+
+    import torch
+
+    try:
+        with torch.no_grad():
+            copy.deepcopy(network).to("meta").eval()(torch.empty(1, 3, side, side, device="meta"))
+    except RuntimeError:
+        raise ValueError(f"{side} pixels are too few for this network") from None
+
+
 def num_parameters(network: "nn.Module") -> int:
     """All parameters, frozen ones too; buffers (running statistics) do not count."""
     return sum(parameter.numel() for parameter in network.parameters())

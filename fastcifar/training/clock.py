@@ -1,6 +1,7 @@
 """A clock whose parts add up to the wall clock that a user waits for, from the start of the process."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ PARTS = ("start", "load", "convert", "compile", "warm-up", "train", "evaluate", 
 
 class Clock:
     """Seconds by part. A part entered within another one interrupts it, so no second counts twice.
+
+    What a part has given the GPU to do is waited for at its end, and counts to it.
 
     `start` is what passed before the clock was made: the interpreter, imports, reading settings. `other` is what no
     part claims, such as writing the run folder.
@@ -32,6 +35,7 @@ class Clock:
         try:
             yield
         finally:
+            _await_gpu()
             self._settle()
             self._stack.pop()
 
@@ -54,6 +58,13 @@ class Clock:
         now_s = time.perf_counter()
         self._seconds_s[self._stack[-1] if self._stack else "other"] += now_s - self._since_s
         self._since_s = now_s
+
+
+def _await_gpu() -> None:
+    # Looked up, not imported: the clock starts before torch does.
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _process_age_s() -> float:

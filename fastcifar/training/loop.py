@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.config import Config
+from fastcifar.models.speednet import SpeedNet
 from fastcifar.training import optimizers, schedules
 from fastcifar.training.averaging import Averaging
 from fastcifar.training.losses import distance_to_teacher, loss_and_logits
@@ -160,7 +161,8 @@ def turning_steps(config: Config, steps_per_epoch: int) -> list[int]:
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """The network compiled for its device; on a GPU its steps are replayed as CUDA graphs."""
     on_gpu = next(network.parameters()).is_cuda
-    return torch.compile(network, mode="max-autotune" if on_gpu else None)
+    # A new resolution compiles anew: one form for all sizes would be slower than each of its own.
+    return torch.compile(network, mode="max-autotune" if on_gpu else None, dynamic=False)
 
 
 def _seed_dropout(network: nn.Module, seed: int, step: int) -> None:
@@ -187,12 +189,9 @@ def _set_rates(state: State, config: Config, steps_per_epoch: int, num_steps: in
 
 
 def _freeze_stem(state: State, config: Config, steps_per_epoch: int) -> None:
-    """Freeze the whitening stem's bias once its epochs are over: it and what comes before need no backward pass."""
-    trains = _whiten_factor(config, state.step, steps_per_epoch) > 0
-    for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"] if group.get("whiten") else ():
-                parameter.requires_grad_(trains)
+    """Freeze the whitening stem once its epochs are over: it needs no backward pass then."""
+    if isinstance(state.network, SpeedNet):
+        state.network.stem_trains = _whiten_factor(config, state.step, steps_per_epoch) > 0
 
 
 def clip(state: State, config: Config) -> None:

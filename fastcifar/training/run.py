@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar import config as configs
-from fastcifar import data, models
+from fastcifar import data, kernels, models
 from fastcifar.atomic import write_atomically
 from fastcifar.config import Config
 from fastcifar.interruption import InterruptedRunError, StopRequest
@@ -69,6 +69,8 @@ def fit(
         _warn_of_other_machine(folder, describe(session.device), reporter)
     about = environment(describe(session.device))
     write_atomically(folder.environment, (json.dumps(about, indent=2) + "\n").encode())
+    with clock.part("compile"):
+        kernels.prepare(session.device)
     with clock.part("load"):
         train_rows_n, validation_rows_n = session.split_rows()
         network = session.network()
@@ -78,7 +80,6 @@ def fit(
         pipeline = session.training_pipeline(train_rows_n)
     with pipeline:
         forward: Callable[[Tensor], Tensor] = network
-        # Before the warm-up, which freezes what the optimisers would then leave out.
         state = loop.new_state(network, config, session.dtype, teacher)
         if compiled := use_compile(config.train, session.device):
             forward = loop.compiled(network)

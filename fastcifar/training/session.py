@@ -80,11 +80,23 @@ class Session:
             dropout=model.dropout,
             max_parameters=model.max_parameters,
         )
+        for setting, pixels in self._small_sides():
+            try:
+                models.check_side(network, pixels)
+            except ValueError as error:
+                raise ValueError(f"{setting}: {error}") from None
         init_whiten = getattr(network, "init_whiten", None)
         if callable(init_whiten):
             init_whiten(self._first_images())
         network.to(self.device)
         return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _small_sides(self) -> list[tuple[str, int]]:
+        """The settings that make images smaller, each with the smallest side in pixels that it asks for."""
+        resolutions = [stage.pixels for stage in self.config.train.resolution if stage.pixels]
+        selection = self.config.selection
+        found = [("train.resolution", min(resolutions))] if resolutions else []
+        return [*found, ("selection.pixels", selection.pixels)] if selection.keep < 1 and selection.pixels else found
 
     def split_rows(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Rows to train on and rows held out for validation; (None, None) where none are."""
