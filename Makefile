@@ -50,7 +50,7 @@ types: setup
 lock: setup
 	$(BIN)/python -m venv .venv/lock && .venv/lock/bin/pip install -q uv
 	.venv/lock/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-annotate --extra dali --extra cuda --extra sweep --extra ffcv --extra dev -o constraints.txt
+		--no-annotate --extra dali --extra cuda --extra sweep --extra bench --extra ffcv --extra dev -o constraints.txt
 	sed -i '1i # The exact versions that set-up installs, with the hashes of their files. Written by: make lock' constraints.txt
 
 clean:

@@ -185,7 +185,7 @@ class TrainConfig:
     early_stop_epochs: int = 0
     """End the run after this many epochs without a better validation accuracy; 0 never does."""
     dtype: str = "auto"
-    """float32, bfloat16, float16 or auto: bfloat16 where the device computes in it, else float32."""
+    """float32, bfloat16, float16 or auto: bfloat16 where the device computes in it, else float32 (on a GPU float16)."""
     compile: str = "auto"
     """on, off or auto: torch.compile where it was measured to pay (on a GPU)."""
     threads: int = 0

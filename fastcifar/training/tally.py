@@ -27,10 +27,12 @@ class EpochReport:
     loss: float
     """Mean training loss, with label smoothing and mixing as trained."""
     accuracy: float
-    """Share of the augmented training images whose own label was on top while training."""
+    """Share of the augmented training images whose own label was on top while training: of those trained on, where
+    `selection.keep` leaves some out."""
     lr: float
     """Rate of the last step."""
     images_s: float
+    """Images trained on a second."""
     seconds: float
     left_s: float
     """Seconds that the rest of the run takes at this epoch's pace."""

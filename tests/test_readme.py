@@ -1,0 +1,27 @@
+"""What the README shows in Python runs as it stands, and is as short as it says."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["pipelines", "kernels"])
+def test_an_example_runs(block: str) -> None:
+    steps: list[Any] = []
+    names: dict[str, Any] = {
+        "images_nhwc": np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), dtype=np.uint8),
+        "labels_n": np.arange(600) % 10,
+        "step": lambda *given: steps.append([tuple(value.shape) for value in given]),
+    }
+    assert len(block.splitlines()) == 5
+    exec(block, names)
+    if "batch" in names and isinstance(names["batch"], torch.Tensor):
+        assert (names["batch"].shape, names["batch"].dtype) == ((512, 3, 32, 32), torch.bfloat16)
+    else:
+        assert steps == [[(256, 3, 32, 32), (256,), (256,), (256,)]] * 2
