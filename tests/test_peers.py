@@ -1,6 +1,8 @@
 """Record scripts of other people beside our own: what they ask of CUDA, one run at a time, and the comparison."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -32,6 +34,9 @@ def shifted(x):
     return x + 1
 
 
+pinned = torch.zeros(3).pin_memory() + torch.zeros(3, pin_memory=True)
+
+
 def main(run, model):
     data = torch.load("cifar10/test.pt", map_location=torch.device("cuda"))
     images = (data["images"].half() / 255).permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
@@ -43,16 +48,39 @@ def main(run, model):
     logits.float().sum().backward()
     end.record()
     torch.cuda.synchronize()
+    assert end.query()
     seconds = 1e-3 * start.elapsed_time(end)
     print("|  %s  |  eval  |  |  |  %.4f  |  %.4f  |" % (run, len(data["labels"]) / 1000, seconds))
 
 
 columns = ["run", "epoch", "train_acc", "val_acc", "tta_val_acc", "time_seconds"]
 print("|  " + "  |  ".join(columns) + "  |")
-model = nn.Conv2d(3, 2, 3).half().cuda()
-model.compile(mode="max-autotune")
+layer = nn.Conv2d(3, 2, 3)
+layer.compile(mode="max-autotune")
+model = torch.compile(layer, mode="max-autotune").half().cuda()
+assert model._orig_mod is layer and isinstance(model, nn.Module)
+assert list(model.state_dict()) == ["weight", "bias"] and list(model.parameters()) == [layer.weight, layer.bias]
+assert not model.eval().training and not layer.training and model.train().training and layer.training
 for run in ["warmup", *range(200)]:
+    torch.cuda._sleep(1000)
     main(run, model)
+    print("Mean after %s | and so on" % run, end="\\r", flush=True)
+"""
+# What airbench95 and 96 ask of the weights that they average, and what any script may do with a tensor.
+HALF = """
+import io
+import torch
+from fastcifar.peers import shim
+
+shim.install(torch.%s)
+weight = torch.ones(3).half().cuda()
+assert weight.dtype in (torch.half, torch.float), weight.dtype
+assert torch.zeros(3, dtype=torch.half).dtype == weight.to(torch.float16).dtype == weight.dtype
+file = io.BytesIO()
+torch.save({"weight": weight, "mean": weight.float()}, file)
+file.seek(0)
+loaded = torch.load(file)
+assert torch.equal(loaded["weight"], weight) and loaded["mean"].dtype == torch.float
 """
 SMALL = ["model.widths=[8, 16, 16]", "train.epochs=1", "pipeline.batch_size=50", "evaluate.tta=mirror"]
 
@@ -89,6 +117,12 @@ def test_a_script_runs_in_turn_with_ours_and_goes_on(
     assert last["peer"]["time_ratio"] == pytest.approx(last["counted_mean_s"] / mean_s)
     kept = json.loads((tmp_path / "out" / "one" / "peer.json").read_text())
     assert kept["script"] == script.name and kept["runs"] == runs
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_made_half_is_half_or_single(dtype: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", HALF % dtype], check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_runs_of_another_version_of_a_script_are_kept(script: Path, tmp_path: Path) -> None:

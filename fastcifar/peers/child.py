@@ -2,12 +2,14 @@
 
 Scripts of airbench's kind print a table: a row for each epoch, and one named "eval" at the end of each run. That one is
 told to the parent as a line of JSON, and nothing goes on until the parent says so; the script's own clock stands then.
+Between the rows a script may write what a terminal writes over, which ends in a carriage return.
 """
 
 import contextlib
 import ctypes
 import io
 import json
+import re
 import runpy
 import signal
 import sys
@@ -27,7 +29,7 @@ class Table(io.TextIOBase):
     def write(self, text: str) -> int:
         """Look at each line once it is whole."""
         self._log.write(text)
-        *lines, self._line = (self._line + text).split("\n")
+        *lines, self._line = re.split("[\r\n]", self._line + text)
         for line in lines:
             self._look_at(line)
         return len(text)
