@@ -102,25 +102,32 @@ def protocol(folder: Path) -> str:
     lines = [f"| {' | '.join(_protocol_cells(place, cards))} |" for place in places if (cards := _cards(place))]
     if not lines:
         return "No run is on record yet."
-    head = "| record | kind | runs | target | with TTA | p | as records count | wall clock | energy | beside it |"
-    return "\n".join([head, "|---|---|---:|---:|---:|---:|---:|---:|---:|---|", *lines])
+    head = (
+        "record | data set | kind | runs | target | with TTA | p | as records count | wall clock | energy | beside it"
+    )
+    return "\n".join([f"| {head} |", "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|", *lines])
 
 
 def _protocol_cells(place: Path, cards: list[dict[str, Any]]) -> tuple[str, ...]:
     told, peer = _json(place / "record.json"), _json(place / "peer.json")
-    name = f"[{place.name}]({place.name})"
+    name, dataset = f"[{place.name}]({place.name})", cards[0]["dataset"]
     if not told:
         counted_s = statistics.mean(card["seconds"]["train"] + card["seconds"]["evaluate"] for card in cards)
         wall_s = statistics.mean(card["seconds"]["total"] for card in cards)
         accuracy = _mean_percent([card["tta_accuracy"] for card in cards])
-        return (name, "trial", str(len(cards)), "", accuracy, "", f"{counted_s:,.1f} s", f"{wall_s:,.1f} s", "", "")
+        seconds = (f"{counted_s:,.1f} s", f"{wall_s:,.1f} s")
+        return (name, dataset, "trial", str(len(cards)), "", accuracy, "", *seconds, "", "")
     p_value, energy, deviation = told["p_value"], told["energy_mean_j"], told["tta_accuracy_deviation"]
     beside = ""
-    if peer:
-        theirs_s = statistics.mean(run["seconds"] for run in peer["runs"].values())
+    # A record of before seeds were written down counts all of its peer's runs.
+    seeds = {str(seed) for seed in told["seeds"]} if "seeds" in told else set(peer.get("runs", ()))
+    theirs = [run["seconds"] for seed, run in peer.get("runs", {}).items() if seed in seeds]
+    if theirs:
+        theirs_s = statistics.mean(theirs)
         beside = f"{told['counted_mean_s'] / theirs_s:.2f} of {peer['script']}'s {theirs_s:,.1f} s"
     return (
         name,
+        dataset,
         told["kind"],
         str(told["num_runs"]),
         f"{100 * told['target']:g} %",

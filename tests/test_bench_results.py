@@ -43,12 +43,14 @@ def test_every_figure_has_a_name_that_a_gate_can_use() -> None:
 
 def test_the_file_says_what_device_versions_and_date_and_reads_back_the_same(tmp_path: Path) -> None:
     kept = result()
+    kept.notes += ["the copy goes through main memory", "kornia left out: not installed"]
     path = results.write_csv(kept, tmp_path)
     assert path.name == "loaders_amd-epyc-7763-2c_torch2.11_numba0.68_20261121.csv"
     again = results.read_csv(path)
     assert (again.bench, again.title, again.headline) == (kept.bench, kept.title, kept.headline)
     assert again.rows == kept.rows
     assert again.about == kept.about
+    assert again.notes == kept.notes
 
 
 def test_a_second_run_of_the_day_keeps_the_first(tmp_path: Path) -> None:
@@ -134,12 +136,15 @@ def test_the_readme_gets_the_newest_results_between_its_marks(tmp_path: Path) ->
     file, kept = tmp_path / "README.md", tmp_path / "results"
     file.write_text("before\n<!-- measurements -->\nold\n<!-- /measurements -->\nafter\n")
     results.write_csv(result(date="2026-11-20", dataset="shapes10"), kept)
-    results.write_csv(result(), kept)
+    noted = result()
+    noted.notes.append("the load average was 2.1 at the start")
+    results.write_csv(noted, kept)
     assert readme.update(file, kept, tmp_path / "records")
     text = file.read_text()
     assert text.startswith("before\n<!-- measurements -->\n## Measured")
     assert text.endswith("<!-- /measurements -->\nafter\n")
     assert "| crop_flip.bf16 | **resident** | 1,500,000 |" in text
+    assert "\n\n*The load average was 2.1 at the start.*\n" in text
     assert "old" not in text
     assert "shapes10" not in text
     assert "](results/loaders_amd-epyc-7763-2c_torch2.11_numba0.68_20261121.csv)" in text
@@ -190,10 +195,10 @@ def test_the_records_own_table_says_kind_and_peer(tmp_path: Path) -> None:
     assert readme.update(tmp_path / "README.md", tmp_path, folder)
     lines = (folder / "README.md").read_text().splitlines()
     assert (
-        lines[4] == "| [one](one) | missed | 1 | 94 % | 94.10 % | 0.25 | 110.0 s | 130.0 s | 1,234 J "
+        lines[4] == "| [one](one) | cifar10 | missed | 1 | 94 % | 94.10 % | 0.25 | 110.0 s | 130.0 s | 1,234 J "
         "| 0.50 of other.py's 220.0 s |"
     )
-    assert lines[5] == "| [two](two) | trial | 1 |  | 90.00 % |  | 110.0 s | 130.0 s |  |  |"
+    assert lines[5] == "| [two](two) | cifar10 | trial | 1 |  | 90.00 % |  | 110.0 s | 130.0 s |  |  |"
     assert not readme.update(tmp_path / "README.md", tmp_path, folder)
 
 

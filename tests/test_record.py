@@ -1,14 +1,32 @@
 """Records: the statistics, what is kept, and going on with one."""
 
+import itertools
 import json
+import os
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
 from cifar_files import make
 from scipy import stats
 
+from fastcifar.bench import readme
 from fastcifar.cli import main
 from fastcifar.report import record
+from fastcifar.report.progress import Reporter
+from fastcifar.training.session import Session
+
+SMALL = ["model.widths=[8, 16, 16]", "train.epochs=2", "pipeline.batch_size=50", "evaluate.tta=mirror"]
+
+
+def command(data: Path, out: Path, name: str, *settings: str) -> list[str]:
+    sets = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
+    return ["record", "--data", str(data), "--target", "20", "--out", str(out), "--name", name, *sets]
+
+
+def files_in(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
 
 
 def card(accuracy: float, total_s: float = 10.0) -> dict[str, object]:
@@ -20,6 +38,7 @@ def card(accuracy: float, total_s: float = 10.0) -> dict[str, object]:
         "tta": "mirror",
         "epochs": 8.0,
         "batch_size": 500,
+        "seed": 3,
         "accuracy": accuracy - 0.01,
         "tta_accuracy": accuracy,
         "seconds": seconds,
@@ -50,20 +69,114 @@ def test_runs_of_different_recipes_are_no_record() -> None:
         record.take_together([card(0.9), {**card(0.9), "recipe": "other"}], 0.9, [None, None])
 
 
-def test_a_record_is_written_without_paths_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_is_written_without_paths_and_goes_on_with_the_same_settings_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = make(tmp_path / "data here", num_test=100).path
-    settings = ["model.widths=[8, 16, 16]", "train.epochs=1", "pipeline.batch_size=50", "evaluate.tta=mirror"]
-    sets = [part for setting in settings for part in ("--set", setting)]
-    command = ["record", "--data", str(data), "--target", "20", "--out", str(tmp_path / "out"), "--name", "one", *sets]
-    assert main([*command, "--runs", "2"]) == 0
+    out = tmp_path / "bench" / "records"
+    small = command(data, out, "one", "train.epochs=1")
+    assert main([*small, "--runs", "2"]) == 0
     capsys.readouterr()
-    place = tmp_path / "out" / "one"
+    place = out / "one"
     first = (place / "seed0" / "card.json").read_bytes()
-    assert main([*command, "--runs", "3"]) == 0
+    for other in ("optimizer.lr=0.1", "selection.keep=0.5"):
+        assert main([*small, "--runs", "3", "--set", other]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"{other.partition('=')[0]} is " in said and "seed is" not in said
+    assert main([*small, "--set", "seed=1"]) == 2
+    assert "takes the first run's by --seed" in capsys.readouterr().err
+    assert not (place / "seed2").exists()
+    # A checkout's tables are refreshed, whether or not anything was trained.
+    (tmp_path / "bench" / "results").mkdir()
+    (tmp_path / "README.md").write_text("<!-- results --><!-- /results --><!-- measurements --><!-- /measurements -->")
+    (out / "README.md").write_text("<!-- records --><!-- /records -->")
+    moved = data.rename(tmp_path / data.name)
+    assert main([*small, "--data", str(moved), "--runs", "3"]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (last["num_runs"], last["kind"], last["dataset"]) == (3, "trial", "cifar10-small")
+    assert (last["num_runs"], last["kind"], last["dataset"], last["seeds"]) == (3, "trial", "cifar10-small", [0, 1, 2])
     assert (place / "seed0" / "card.json").read_bytes() == first
     assert json.loads((place / "record.json").read_text())["num_runs"] == 3
-    files = [path for path in place.rglob("*") if path.is_file()]
-    assert len(files) == 3 * len(record.KEPT) + 1
-    assert not any(str(tmp_path) in path.read_text() for path in files)
+    kept = [f"seed{seed}/{name}" for seed in range(3) for name in record.KEPT]
+    assert files_in(place) == sorted([*kept, "record.json"])
+    assert not any(str(tmp_path) in (place / name).read_text() for name in files_in(place))
+    assert "| cifar10-small | [speedrun](bench/records/one) |" in (tmp_path / "README.md").read_text()
+    assert "| [one](one) | cifar10-small | trial | 3 |" in (out / "README.md").read_text()
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Stopped by SIGTERM within an epoch, then by Ctrl-C within the evaluation, where no checkpoint is written."""
+    data = make(tmp_path / "data here", num_test=100).path
+    assert main([*command(data, tmp_path, "whole"), "--runs", "1"]) == 0
+    whole = json.loads((tmp_path / "whole" / "seed0" / "card.json").read_text())
+    place, part = tmp_path / "stopped", tmp_path / "stopped" / ".seed0.part"
+
+    def end(self: object, name: str, done: int, *_: object, **__: object) -> None:
+        if name == "training" and done == 14:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    capsys.readouterr()
+    words = [*command(data, tmp_path, "stopped"), "--runs", "1"]
+    taken_s = [0.0]
+    for patched, name, by, code in ((Reporter, "advance", end, 143), (Session, "predictions", interrupt, 130)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(patched, name, by)
+            assert main(words) == code
+        assert not list(place.rglob("*.lock"))
+        advice = capsys.readouterr().err.partition("go on with: ")[2]
+        program, *words = shlex.split(advice)
+        assert program == "fastcifar" and words[:1] == ["record"]
+        taken_s.append(json.loads((part / record.SPENT).read_text())["seconds"]["train"])
+        # Settings that it did not begin with are refused here too.
+        assert main([*words, "--set", "optimizer.lr=0.1"]) == 2
+        assert "optimizer.lr is " in capsys.readouterr().err
+    assert main(words) == 0
+    assert "going on from" in capsys.readouterr().out
+    card = json.loads((place / "seed0" / "card.json").read_text())
+    told = ("accuracy", "tta_accuracy", "test_loss", "train_accuracy")
+    assert [card[name] for name in told] == [whole[name] for name in told]
+    assert all(earlier < later for earlier, later in itertools.pairwise([*taken_s, card["seconds"]["train"]]))
+    seconds = card["seconds"]
+    assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
+    assert len((place / "seed0" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert files_in(place) == sorted([*(f"seed0/{name}" for name in record.KEPT), "record.json"])
+
+
+def test_a_run_that_left_no_checkpoint_begins_anew_by_any_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that ran out of memory at its first step, and says which batch size fits."""
+    data = make(tmp_path / "data", num_test=100).path
+    small = [*command(data, tmp_path, "one", "train.epochs=1"), "--runs", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fail(self: object, name: str, *_: object, **__: object) -> None:
+            if name == "training":
+                raise ValueError("out of memory")
+
+        patch.setattr(Reporter, "advance", fail)
+        assert main([*small, "--set", "pipeline.batch_size=100"]) == 2
+    assert (tmp_path / "one" / ".seed0.part" / "config.toml").is_file()
+    assert main(small) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_runs"] == 1
+    assert "batch_size = 50\n" in (tmp_path / "one" / "seed0" / "config.toml").read_text()
+    assert not (tmp_path / "one" / ".seed0.part").exists()
+
+
+def test_a_peers_runs_count_where_ours_beside_them_do(tmp_path: Path) -> None:
+    runs = {str(seed): {"accuracy": 0.9 + seed / 100, "seconds": 1.0 + seed} for seed in range(4)}
+    peers = record.Peers("other.py", "", runs)
+    some = peers.of(range(1, 3))
+    assert list(some.runs) == ["1", "2"]
+    assert (some.accuracy_mean, some.mean_s) == (pytest.approx(0.915), 2.5)
+    taken = record.take_together([card(0.95)], 0.94, [None])
+    assert taken.seeds == (3,)
+    for path in ("seed0", "seed3"):
+        (tmp_path / "one" / path).mkdir(parents=True)
+        told = {**card(0.95), "dtype": "float32", "num_parameters": 1}
+        (tmp_path / "one" / path / "card.json").write_text(json.dumps(told))
+    record.write(tmp_path / "one", taken)
+    record.write_peers(tmp_path / "one", peers)
+    assert readme.protocol(tmp_path).endswith("| 9.0 s | 10.0 s |  | 2.25 of other.py's 4.0 s |")

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 if TYPE_CHECKING:
+    from fastcifar.config import Config
     from fastcifar.data import Source
     from fastcifar.peers import Peer
     from fastcifar.report.progress import Reporter
+    from fastcifar.report.run_folder import RunFolder
     from fastcifar.training.clock import Clock
 
 
@@ -38,36 +40,55 @@ class Args:
 
 
 def run(args: Args) -> int:
-    """Train, test and write the record down; its JSON is the last line."""
+    """Train, test and write the record down; its JSON is the last line. `InterruptedRunError` says how to go on."""
     if args.runs < 1:
         raise ValueError(f"--runs: got {args.runs}, takes a whole number above 0")
     if not 0 < args.target < 100:
         raise ValueError(f"--target: got {args.target}, takes a percentage")
     import json
     import time
+    from dataclasses import replace
+
+    from fastcifar import config as configs
+    from fastcifar.interruption import InterruptedRunError
+    from fastcifar.training.clock import Clock
+    from fastcifar.training.device import describe, pick_device
+
+    clock = Clock()
+    configs.load(_recipe(args), _settings(args, args.seed))  # a wrong setting is said before there is a place
+    # Tomorrow the name would be another one: what goes on is told this one.
+    name = args.name or f"{time.strftime('%Y%m%d')}_{args.target:g}_{_slug(describe(pick_device()))}"
+    args = replace(args, name=name)
+    place = args.out / name
+    try:
+        told = _record(args, place, clock)
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        code = error.exit_code if isinstance(error, InterruptedRunError) else 130
+        message = f"stopped, what was done is kept in {place}; go on with: {_command(args)}"
+        raise InterruptedRunError(message, code) from error
+    print(json.dumps({**told, "folder": str(place)}))
+    return 0
+
+
+def _record(args: Args, place: Path, clock: "Clock") -> dict[str, Any]:
+    """All of it; the record as plain values, with the peer's runs where there is one."""
+    import json
     from contextlib import ExitStack
     from dataclasses import asdict
 
-    from fastcifar import config as configs
     from fastcifar.peers import Peer
     from fastcifar.report import record
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
     from fastcifar.training.clock import Clock
-    from fastcifar.training.device import describe, pick_device
-    from fastcifar.training.session import find_data
 
-    base = configs.load(_recipe(args), _settings(args, args.seed))
-    name = args.name or f"{time.strftime('%Y%m%d')}_{args.target:g}_{_slug(describe(pick_device()))}"
-    place = args.out / name
-    clock = Clock()
     seeds = range(args.seed, args.seed + args.runs)
     with ExitStack() as stack:
         # A script that is not there is said before anything is trained.
         peer = stack.enter_context(Peer(args.peer)) if args.peer else None
         peers = record.read_peers(place, args.peer) if args.peer else None
         reporter = stack.enter_context(Reporter())
-        source = find_data(base.data, clock, reporter)
+        source, wanted = _plan(args, place, clock, reporter)
         if peer is not None:
             _lay_out(peer, source, clock)
         for seed in seeds:
@@ -75,23 +96,60 @@ def run(args: Args) -> int:
                 with clock.paused():
                     peers.runs[str(seed)] = asdict(peer.run())
                 record.write_peers(place, peers)
-            kept = place / f"seed{seed}"
-            if (kept / "card.json").is_file():
-                reporter.line(f"{kept}: there already")
-            else:
-                _train(args, seed, source, kept, clock, reporter)
+            if _train(wanted[seed], source, place, clock, reporter):
                 clock = Clock(since_process_start=False)
-        folders = [RunFolder.open(place / f"seed{seed}") for seed in seeds]
+        folders = [RunFolder.open(_kept(place, seed)) for seed in seeds]
         energies_j = [json.loads(one.environment.read_text(encoding="utf-8")).get("energy_j") for one in folders]
         result = record.take_together([one.read_card() or {} for one in folders], args.target / 100, energies_j)
         record.write(place, result)
         reporter.line(f"{place}: {result.sentence}")
-        told = {}
+        told = asdict(result)
         if peers is not None:
-            reporter.line(peers.sentence(result))
-            told = {"peer": {**asdict(peers), "time_ratio": result.counted_mean_s / peers.mean_s}}
-    print(json.dumps({**asdict(result), **told, "folder": str(place)}))
-    return 0
+            beside = peers.of(seeds)
+            reporter.line(beside.sentence(result))
+            told["peer"] = {**asdict(beside), "time_ratio": result.counted_mean_s / beside.mean_s}
+        _refresh_tables(args.out, reporter)
+    return told
+
+
+def _plan(args: Args, place: Path, clock: "Clock", reporter: "Reporter") -> "tuple[Source, dict[int, Config]]":
+    """The data set, and the configuration of each seed's run.
+
+    `ValueError`, before anything is trained, where a run that is there already, or has begun, is of other settings.
+    """
+    from fastcifar import config as configs
+    from fastcifar.report import record
+    from fastcifar.report.run_folder import RunFolder
+    from fastcifar.training.session import find_data, resolve
+
+    seeds = range(args.seed, args.seed + args.runs)
+    loaded = {seed: configs.load(_recipe(args), _settings(args, seed)) for seed in seeds}
+    if any(config.seed != seed for seed, config in loaded.items()):
+        raise ValueError("--set seed: record takes the first run's by --seed")
+    source = find_data(loaded[args.seed].data, clock, reporter)
+    wanted = {seed: resolve(config, source) for seed, config in loaded.items()}
+    for seed, config in wanted.items():
+        kept, part = RunFolder(_kept(place, seed)), RunFolder(_part(place, seed))
+        if kept.card.is_file():
+            record.check_settings(RunFolder.open(kept.path), config)
+        elif _can_go_on(part):
+            record.check_settings(part, config)
+    return source, wanted
+
+
+def _kept(place: Path, seed: int) -> Path:
+    return place / f"seed{seed}"
+
+
+def _part(place: Path, seed: int) -> Path:
+    """Where a run is until it is over."""
+    return place / f".seed{seed}.part"
+
+
+def _can_go_on(part: "RunFolder") -> bool:
+    from fastcifar.training.checkpoints import checkpoint_paths
+
+    return part.config.is_file() and bool(checkpoint_paths(part.checkpoints))
 
 
 def _lay_out(peer: "Peer", source: "Source", clock: "Clock") -> None:
@@ -103,26 +161,93 @@ def _lay_out(peer: "Peer", source: "Source", clock: "Clock") -> None:
         peer.lay_out(artefact)
 
 
-def _train(args: Args, seed: int, source: "Source", kept: Path, clock: "Clock", reporter: "Reporter") -> None:
-    """One run, of which `kept` keeps what a record does."""
-    import tempfile
+def _train(config: "Config", source: "Source", place: Path, clock: "Clock", reporter: "Reporter") -> bool:
+    """One run, from its last checkpoint where it has begun, of which `place` keeps what a record does.
 
-    from fastcifar import config as configs
-    from fastcifar.report import energy, record
+    Whether there was anything to do. Whatever ends the run before its time, its folder stays, for the next process.
+    """
+    import shutil
+    from dataclasses import replace
+
+    from fastcifar.interruption import InterruptedRunError
+    from fastcifar.report import record
     from fastcifar.report.card import render
-    from fastcifar.report.run_folder import RunFolder
     from fastcifar.training.run import run as train
-    from fastcifar.training.session import resolve
 
-    config = resolve(configs.load(_recipe(args), _settings(args, seed)), source)
-    with tempfile.TemporaryDirectory(prefix="fastcifar-record-") as scratch:
-        folder = RunFolder.create(Path(scratch) / kept.name, config)
-        before_j = energy.used_j()
-        card = train(config, source, folder, clock, reporter)
-        after_j = energy.used_j()
-        used_j = None if before_j is None or after_j is None or after_j < before_j else after_j - before_j
-        record.keep(folder.path, kept, used_j)
-    reporter.console.print(render(card))
+    kept, part = _kept(place, config.seed), _part(place, config.seed)
+    if (kept / "card.json").is_file():
+        # A process may have died between keeping a run and removing its folder.
+        shutil.rmtree(part, ignore_errors=True)
+        reporter.line(f"{kept}: there already")
+        return False
+    folder, resume = _claim(part, config)
+    try:
+        meter = record.Meter(folder.path, clock)
+        try:
+            card = train(config, source, folder, clock, reporter, resume=resume, listeners=[meter])
+        except InterruptedRunError:
+            meter.note()  # the checkpoint is of this very step
+            raise
+        seconds = meter.seconds(card.seconds)
+        record.keep(folder.path, kept, seconds, meter.energy_j())
+        shutil.rmtree(part)
+    finally:
+        folder.release()
+    reporter.console.print(render(replace(card, seconds=seconds, run=str(kept))))
+    return True
+
+
+def _claim(part: Path, config: "Config") -> "tuple[RunFolder, bool]":
+    """The folder of a run, claimed, and whether it has begun."""
+    from fastcifar import config as configs
+    from fastcifar.atomic import write_atomically
+    from fastcifar.report.record import SPENT
+    from fastcifar.report.run_folder import RunFolder
+
+    if not (part / "config.toml").is_file():
+        folder = RunFolder.create(part, config)
+        # Checkpoints have no place beside the records that a checkout keeps.
+        write_atomically(part / ".gitignore", b"*\n")
+        return folder, False
+    folder = RunFolder.open(part, claim=True)
+    if not _can_go_on(folder):
+        # It begins anew: nothing ties it to earlier settings, and what it took before is of no run.
+        (part / SPENT).unlink(missing_ok=True)
+        write_atomically(folder.config, configs.dumps(config).encode())
+    return folder, True
+
+
+def _refresh_tables(records: Path, reporter: "Reporter") -> None:
+    """Write the tables of a checkout anew where `records` is its folder of records; nothing elsewhere."""
+    from fastcifar.bench import readme
+
+    records = records.resolve()
+    root = records.parent.parent
+    file, results = root / "README.md", root / "bench" / "results"
+    if records != root / "bench" / "records" or not file.is_file() or not results.is_dir():
+        return
+    if "<!-- measurements -->" not in file.read_text(encoding="utf-8"):
+        return
+    try:
+        changed = readme.update(file, results, records)
+    except (ValueError, OSError) as error:  # of another record or result: this one is written all the same
+        reporter.line(f"{file}: not refreshed: {error}")
+    else:
+        reporter.line(f"{file}: {'written' if changed else 'is up to date'}")
+
+
+def _command(args: Args) -> str:
+    """The command line that says the same as `args`."""
+    import shlex
+    from dataclasses import fields
+
+    words = ["fastcifar", "record"]
+    for each in fields(args):
+        value = getattr(args, each.name)
+        if value != each.default:
+            for one in value if isinstance(value, tuple) else (value,):
+                words += [f"--{each.name}", str(one)]
+    return shlex.join(words)
 
 
 def _recipe(args: Args) -> str:

@@ -110,8 +110,8 @@ class Summary:
 def summarise(cards: Sequence[Card]) -> Summary:
     """Mean and sample deviation over the runs' cards."""
     first = cards[0]
-    plain, plain_deviation = _mean_and_deviation([card.accuracy for card in cards])
-    tta, tta_deviation = _mean_and_deviation([card.tta_accuracy for card in cards])
+    plain, plain_deviation = mean_and_deviation([card.accuracy for card in cards])
+    tta, tta_deviation = mean_and_deviation([card.tta_accuracy for card in cards])
     train_s = statistics.mean(card.seconds["train"] for card in cards)
     deviation = "" if tta_deviation is None else f" +- {100 * tta_deviation:.2f}"
     sentence = (
@@ -132,5 +132,6 @@ def summarise(cards: Sequence[Card]) -> Summary:
     )
 
 
-def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample deviation; None for the latter of a single value."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None

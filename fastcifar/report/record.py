@@ -4,15 +4,27 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fastcifar import config as configs
 from fastcifar.atomic import write_atomically
+from fastcifar.config import Config
+from fastcifar.report import energy
+from fastcifar.report.card import Card, mean_and_deviation
+from fastcifar.report.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from fastcifar.training.clock import Clock
 
 MIN_RUNS, MAX_P = 10, 0.01
 KEPT = ("config.toml", "metrics.jsonl", "environment.json", "card.json")
+# In the folder of a run that goes on: what it took so far.
+SPENT = "spent.json"
+# What runs of one record may have another of.
+MAY_DIFFER = ("seed", "data.path")
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,7 @@ class Record:
     dataset: str
     device: str
     num_runs: int
+    seeds: tuple[int, ...]
     target: float
     tta: str
     accuracy_mean: float
@@ -62,24 +75,27 @@ def take_together(cards: Sequence[dict[str, Any]], target: float, energies_j: Se
         if len({str(card[name]) for card in cards}) != 1:
             raise ValueError(f"a record takes runs of one {name}, got {sorted({str(card[name]) for card in cards})}")
     accuracies = [card["tta_accuracy"] for card in cards]
+    plain_mean, plain_deviation = mean_and_deviation([card["accuracy"] for card in cards])
+    tta_mean, tta_deviation = mean_and_deviation(accuracies)
     p_value = _p_value(accuracies, target)
     kind = "trial"
     if len(cards) >= MIN_RUNS:
         kind = "record" if p_value is not None and p_value < MAX_P else "missed"
     walls_s = [card["seconds"]["total"] for card in cards]
-    energies = [energy for energy in energies_j if energy is not None]
+    energies = [one for one in energies_j if one is not None]
     return Record(
         kind=kind,
         recipe=cards[0]["recipe"],
         dataset=cards[0]["dataset"],
         device=cards[0]["device"],
         num_runs=len(cards),
+        seeds=tuple(card["seed"] for card in cards),
         target=target,
         tta=cards[0]["tta"],
-        accuracy_mean=statistics.mean(card["accuracy"] for card in cards),
-        accuracy_deviation=_deviation([card["accuracy"] for card in cards]),
-        tta_accuracy_mean=statistics.mean(accuracies),
-        tta_accuracy_deviation=_deviation(accuracies),
+        accuracy_mean=plain_mean,
+        accuracy_deviation=plain_deviation,
+        tta_accuracy_mean=tta_mean,
+        tta_accuracy_deviation=tta_deviation,
         p_value=p_value,
         counted_mean_s=statistics.mean(card["seconds"]["train"] + card["seconds"]["evaluate"] for card in cards),
         wall_mean_s=statistics.mean(walls_s),
@@ -89,8 +105,61 @@ def take_together(cards: Sequence[dict[str, Any]], target: float, energies_j: Se
     )
 
 
-def keep(run: Path, place: Path, energy_j: float | None) -> None:
-    """Copy what a record keeps of a run's folder to `place`, without paths on this machine."""
+def check_settings(folder: RunFolder, config: Config) -> None:
+    """`ValueError` names the settings in which an earlier run of a record differs from `config`, that of its next."""
+    told = configs.differences(folder.read_config(), config)
+    if changed := [sentence for name, sentence in told.items() if name not in MAY_DIFFER]:
+        raise ValueError(
+            f"{folder.path}: a record takes runs of one configuration: {'; '.join(changed)}; "
+            "other settings take another --name"
+        )
+
+
+class Meter:
+    """What a run takes over all the processes that it goes on in; a listener that notes it in the run's folder.
+
+    With each epoch, when the checkpoint has just been written, so that what is done anew after a crash counts once.
+    """
+
+    def __init__(self, run: Path, clock: "Clock") -> None:
+        self._path, self._clock = run / SPENT, clock
+        self._before: dict[str, Any] = {"seconds": {}, "energy_j": 0.0}
+        if self._path.is_file():
+            self._before = json.loads(self._path.read_text(encoding="utf-8"))
+        self._begin_j = energy.used_j()
+
+    def started(self, config: Config, folder: RunFolder) -> None:
+        """Nothing was taken yet."""
+
+    def epoch(self, entry: dict[str, Any]) -> None:
+        """An epoch is over."""
+        self.note()
+
+    def finished(self, card: Card) -> None:
+        """What is taken from now on belongs to no run."""
+
+    def note(self) -> None:
+        """Write down what the run took so far."""
+        spent = {"seconds": self.seconds(self._clock.seconds()), "energy_j": self.energy_j()}
+        write_atomically(self._path, (json.dumps(spent, indent=2) + "\n").encode())
+
+    def seconds(self, here: Mapping[str, float]) -> dict[str, float]:
+        """Those of this process, by the clock's parts and with their sum as `total`, and those of the ones before."""
+        return {name: self._before["seconds"].get(name, 0.0) + here_s for name, here_s in here.items()}
+
+    def energy_j(self) -> float | None:
+        """None where the device does not tell, or did not."""
+        before_j, begin_j, now_j = self._before["energy_j"], self._begin_j, energy.used_j()
+        if before_j is None or begin_j is None or now_j is None or now_j < begin_j:
+            return None
+        return float(before_j + now_j - begin_j)
+
+
+def keep(run: Path, place: Path, seconds: dict[str, float], energy_j: float | None) -> None:
+    """Copy what a record keeps of a run's folder to `place`, without paths on this machine.
+
+    `seconds` by the clock's parts and `energy_j` are of the whole run: the card knows those of its last process alone.
+    """
     place.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         text = (run / name).read_text(encoding="utf-8")
@@ -101,7 +170,7 @@ def keep(run: Path, place: Path, energy_j: float | None) -> None:
             text = json.dumps({**about, "energy_j": energy_j}, indent=2) + "\n"
         elif name == "card.json":
             card = json.loads(text)
-            card |= {"run": place.name, "source": Path(card["source"]).name}
+            card |= {"run": place.name, "source": Path(card["source"]).name, "seconds": seconds}
             text = json.dumps(card, indent=2) + "\n"
         write_atomically(place / name, text.encode())
 
@@ -122,6 +191,11 @@ class Peers:
     """By the seed of our run that each belongs to: accuracy (share, with TTA, as the script evaluates), and seconds by
     the script's own clock."""
 
+    def of(self, seeds: Collection[int]) -> "Peers":
+        """Those of the runs that belong to our runs of these seeds."""
+        wanted = {str(seed) for seed in seeds}
+        return replace(self, runs={seed: run for seed, run in self.runs.items() if seed in wanted})
+
     @property
     def accuracy_mean(self) -> float:
         """Share of the test set."""
@@ -135,7 +209,8 @@ class Peers:
     def sentence(self, record: Record) -> str:
         """The comparison in one line."""
         return (
-            f"beside it: {self.script}, {len(self.runs)} runs: {100 * self.accuracy_mean:.2f} % with TTA, "
+            f"beside it: {self.script}, {len(self.runs)} runs: {100 * self.accuracy_mean:.2f} % on {record.dataset} "
+            f"with TTA, "
             f"{self.mean_s:,.1f} s; ours takes {record.counted_mean_s / self.mean_s:.2f} of its time"
         )
 
@@ -158,10 +233,6 @@ def write_peers(place: Path, peers: Peers) -> None:
     """Write the peer's runs beside a record's."""
     place.mkdir(parents=True, exist_ok=True)
     write_atomically(place / "peer.json", (json.dumps(asdict(peers), indent=2) + "\n").encode())
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def _p_value(accuracies: Sequence[float], target: float) -> float | None:
