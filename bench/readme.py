@@ -134,10 +134,17 @@ def _protocol_cells(place: Path, cards: list[dict[str, Any]]) -> tuple[str, ...]
         f"{100 * told['tta_accuracy_mean']:.2f} %" + ("" if deviation is None else f" ± {100 * deviation:.2f}"),
         "" if p_value is None else f"{p_value:.2g}",
         f"{told['counted_mean_s']:,.1f} s",
-        f"{told['wall_mean_s']:,.1f} s",
+        _wall(told),
         "" if energy is None else f"{energy:,.0f} J",
         beside,
     )
+
+
+def _wall(told: dict[str, Any]) -> str:
+    if not told.get("first_is_cold"):
+        return f"{told['wall_mean_s']:,.1f} s"
+    warm = "" if told["wall_rest_s"] is None else f", warm {told['wall_rest_s']:,.1f} s"
+    return f"cold {told['wall_first_s']:,.1f} s{warm}"
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def card(accuracy: float, total_s: float = 10.0) -> dict[str, object]:
 
 def test_ten_runs_are_a_record_where_the_test_says_so() -> None:
     accuracies = [0.9405 + 0.0002 * i for i in range(10)]
-    got = record.take_together([card(a) for a in accuracies], 0.94, [5.0] * 10)
+    got = record.take_together([card(a) for a in accuracies], 0.94, [{"energy_j": 5.0}] * 10)
     assert got.kind == "record"
     n, mean = len(accuracies), sum(accuracies) / len(accuracies)
     deviation = (sum((a - mean) ** 2 for a in accuracies) / (n - 1)) ** 0.5
@@ -58,15 +58,40 @@ def test_ten_runs_are_a_record_where_the_test_says_so() -> None:
 
 def test_a_mean_that_only_looks_met_is_missed_and_few_runs_are_a_trial() -> None:
     scattered = [0.92, 0.961] * 5
-    assert record.take_together([card(a) for a in scattered], 0.94, [None] * 10).kind == "missed"
-    few = record.take_together([card(0.95, 20.0), card(0.951), card(0.952)], 0.94, [1.0, None, 1.0])
+    assert record.take_together([card(a) for a in scattered], 0.94, [{}] * 10).kind == "missed"
+    few = record.take_together(
+        [card(0.95, 20.0), card(0.951), card(0.952)], 0.94, [{"energy_j": 1.0}, {"energy_j": None}, {"energy_j": 1.0}]
+    )
     assert few.kind == "trial"
     assert (few.wall_first_s, few.wall_rest_s, few.energy_mean_j) == (20.0, 10.0, None)
 
 
+def test_a_cold_first_run_is_told_apart_from_the_warm_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process with the tests, where Numba's code is there already: the artefacts show whose cache was used."""
+    data, mine = make(tmp_path / "small", num_test=100).path, tmp_path / "mine"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(mine))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    told = command(data, tmp_path / "records", "one", "train.epochs=1")
+    assert main([*told, "--runs", "2", "--cold"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["first_is_cold"]
+    cards = [json.loads((tmp_path / "records" / "one" / f"seed{seed}" / "card.json").read_text()) for seed in (0, 1)]
+    assert cards[0]["seconds"]["convert"] > cards[1]["seconds"]["convert"]
+    assert not list(mine.rglob("*"))
+    assert os.environ["XDG_CACHE_HOME"] == str(mine)
+    assert "NUMBA_CACHE_DIR" not in os.environ
+    cells = readme.protocol(tmp_path / "records").splitlines()[-1]
+    assert f"| cold {result['wall_first_s']:,.1f} s, warm {result['wall_rest_s']:,.1f} s |" in cells
+    # Gone on with, the first run still is the cold one.
+    assert main([*told, "--runs", "3"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["first_is_cold"]
+
+
 def test_runs_of_different_recipes_are_no_record() -> None:
     with pytest.raises(ValueError, match="one recipe"):
-        record.take_together([card(0.9), {**card(0.9), "recipe": "other"}], 0.9, [None, None])
+        record.take_together([card(0.9), {**card(0.9), "recipe": "other"}], 0.9, [{}, {}])
 
 
 def test_a_record_is_written_without_paths_and_goes_on_with_the_same_settings_only(
@@ -171,7 +196,7 @@ def test_a_peers_runs_count_where_ours_beside_them_do(tmp_path: Path) -> None:
     some = peers.of(range(1, 3))
     assert list(some.runs) == ["1", "2"]
     assert (some.accuracy_mean, some.mean_s) == (pytest.approx(0.915), 2.5)
-    taken = record.take_together([card(0.95)], 0.94, [None])
+    taken = record.take_together([card(0.95)], 0.94, [{}])
     assert taken.seeds == (3,)
     for path in ("seed0", "seed3"):
         (tmp_path / "one" / path).mkdir(parents=True)

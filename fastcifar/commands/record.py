@@ -1,5 +1,7 @@
 """`fastcifar record`: many runs of one recipe, and whether they meet a target."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +33,9 @@ class Args:
     """CIFAR folder or .tar.gz."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe; may be given again and again."""
+    cold: bool = False
+    """Begin with empty caches, of artefacts and of compiled code: the first run's wall clock is then that of a machine
+    on which fastcifar never ran, the others' that of one on which it has."""
     peer: Path | None = None
     """A record script of somebody else's (of airbench's kind), run on this device before each of ours."""
     out: Path = Path("bench/records")
@@ -45,6 +50,12 @@ def run(args: Args) -> int:
         raise ValueError(f"--runs: got {args.runs}, takes a whole number above 0")
     if not 0 < args.target < 100:
         raise ValueError(f"--target: got {args.target}, takes a percentage")
+    # Numba reads where its cache is when it is imported.
+    with _empty_caches() if args.cold else nullcontext():
+        return _run(args)
+
+
+def _run(args: Args) -> int:
     import json
     import time
     from dataclasses import replace
@@ -73,6 +84,7 @@ def run(args: Args) -> int:
 def _record(args: Args, place: Path, clock: "Clock") -> dict[str, Any]:
     """All of it; the record as plain values, with the peer's runs where there is one."""
     import json
+    import os
     from contextlib import ExitStack
     from dataclasses import asdict
 
@@ -89,6 +101,10 @@ def _record(args: Args, place: Path, clock: "Clock") -> dict[str, Any]:
         peers = record.read_peers(place, args.peer) if args.peer else None
         reporter = stack.enter_context(Reporter())
         source, wanted = _plan(args, place, clock, reporter)
+        # Found, so that the user's own cache, where a data set may lie, is not asked any more.
+        first_is_cold = args.cold and not RunFolder(_kept(place, args.seed)).card.is_file()
+        if args.cold:
+            os.environ["XDG_CACHE_HOME"] = os.environ["NUMBA_CACHE_DIR"]
         if peer is not None:
             _lay_out(peer, source, clock)
         for seed in seeds:
@@ -96,11 +112,12 @@ def _record(args: Args, place: Path, clock: "Clock") -> dict[str, Any]:
                 with clock.paused():
                     peers.runs[str(seed)] = asdict(peer.run())
                 record.write_peers(place, peers)
-            if _train(wanted[seed], source, place, clock, reporter):
+            is_cold = first_is_cold and seed == args.seed
+            if _train(wanted[seed], source, place, clock, reporter, is_cold):
                 clock = Clock(since_process_start=False)
         folders = [RunFolder.open(_kept(place, seed)) for seed in seeds]
-        energies_j = [json.loads(one.environment.read_text(encoding="utf-8")).get("energy_j") for one in folders]
-        result = record.take_together([one.read_card() or {} for one in folders], args.target / 100, energies_j)
+        environments = [json.loads(one.environment.read_text(encoding="utf-8")) for one in folders]
+        result = record.take_together([one.read_card() or {} for one in folders], args.target / 100, environments)
         record.write(place, result)
         reporter.line(f"{place}: {result.sentence}")
         told = asdict(result)
@@ -161,7 +178,9 @@ def _lay_out(peer: "Peer", source: "Source", clock: "Clock") -> None:
         peer.lay_out(artefact)
 
 
-def _train(config: "Config", source: "Source", place: Path, clock: "Clock", reporter: "Reporter") -> bool:
+def _train(
+    config: "Config", source: "Source", place: Path, clock: "Clock", reporter: "Reporter", is_cold: bool
+) -> bool:
     """One run, from its last checkpoint where it has begun, of which `place` keeps what a record does.
 
     Whether there was anything to do. Whatever ends the run before its time, its folder stays, for the next process.
@@ -189,7 +208,7 @@ def _train(config: "Config", source: "Source", place: Path, clock: "Clock", repo
             meter.note()  # the checkpoint is of this very step
             raise
         seconds = meter.seconds(card.seconds)
-        record.keep(folder.path, kept, seconds, meter.energy_j())
+        record.keep(folder.path, kept, seconds, meter.energy_j(), is_cold)
         shutil.rmtree(part)
     finally:
         folder.release()
@@ -236,6 +255,26 @@ def _refresh_tables(records: Path, reporter: "Reporter") -> None:
         reporter.line(f"{file}: {'written' if changed else 'is up to date'}")
 
 
+@contextmanager
+def _empty_caches() -> Iterator[None]:
+    """A folder of its own for what is compiled, by all that compile, as long as the body runs."""
+    import os
+    import tempfile
+
+    names = ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory(prefix="fastcifar-cold-") as folder:
+        os.environ |= dict.fromkeys(names[:3], folder)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
 def _command(args: Args) -> str:
     """The command line that says the same as `args`."""
     import shlex
@@ -244,7 +283,9 @@ def _command(args: Args) -> str:
     words = ["fastcifar", "record"]
     for each in fields(args):
         value = getattr(args, each.name)
-        if value != each.default:
+        if value is True:
+            words.append(f"--{each.name}")
+        elif value != each.default:
             for one in value if isinstance(value, tuple) else (value,):
                 words += [f"--{each.name}", str(one)]
     return shlex.join(words)

@@ -51,9 +51,11 @@ class Record:
     wall_mean_s: float
     """All that a user waits for: loading, converting, compiling and warm-up too."""
     wall_first_s: float
-    """Of the first run, whose caches may have been cold."""
+    """Of the first run."""
     wall_rest_s: float | None
     """Mean of the others, whose caches were warm."""
+    first_is_cold: bool
+    """Whether the first run began with empty caches."""
     energy_mean_j: float | None
     """Of a run, where the device tells it."""
 
@@ -65,12 +67,23 @@ class Record:
         return (
             f"{self.kind}: {self.num_runs} runs of {self.recipe} on {self.dataset}, {self.device}: "
             f"{100 * self.tta_accuracy_mean:.2f} %{spread} with TTA ({self.tta}), target {100 * self.target:g} %{p}; "
-            f"{self.counted_mean_s:,.1f} s of training and evaluation, {self.wall_mean_s:,.1f} s on the clock"
+            f"{self.counted_mean_s:,.1f} s of training and evaluation, {self.wall} on the clock"
         )
 
+    @property
+    def wall(self) -> str:
+        """The wall clock's mean, or what it is with empty caches beside what it is with warm ones."""
+        if not self.first_is_cold:
+            return f"{self.wall_mean_s:,.1f} s"
+        warm = "" if self.wall_rest_s is None else f", {self.wall_rest_s:,.1f} s with warm ones"
+        return f"{self.wall_first_s:,.1f} s with empty caches{warm}"
 
-def take_together(cards: Sequence[dict[str, Any]], target: float, energies_j: Sequence[float | None]) -> Record:
-    """The record of runs' cards. `ValueError` where they are not of one recipe, data set and device."""
+
+def take_together(cards: Sequence[dict[str, Any]], target: float, environments: Sequence[dict[str, Any]]) -> Record:
+    """The record of runs' cards, and of what `keep` wrote of each one's surroundings.
+
+    `ValueError` where they are not of one recipe, data set and device.
+    """
     for name in ("recipe", "dataset", "device", "tta", "epochs", "batch_size"):
         if len({str(card[name]) for card in cards}) != 1:
             raise ValueError(f"a record takes runs of one {name}, got {sorted({str(card[name]) for card in cards})}")
@@ -82,7 +95,7 @@ def take_together(cards: Sequence[dict[str, Any]], target: float, energies_j: Se
     if len(cards) >= MIN_RUNS:
         kind = "record" if p_value is not None and p_value < MAX_P else "missed"
     walls_s = [card["seconds"]["total"] for card in cards]
-    energies = [one for one in energies_j if one is not None]
+    energies = [one["energy_j"] for one in environments if one.get("energy_j") is not None]
     return Record(
         kind=kind,
         recipe=cards[0]["recipe"],
@@ -101,6 +114,7 @@ def take_together(cards: Sequence[dict[str, Any]], target: float, energies_j: Se
         wall_mean_s=statistics.mean(walls_s),
         wall_first_s=walls_s[0],
         wall_rest_s=statistics.mean(walls_s[1:]) if walls_s[1:] else None,
+        first_is_cold=environments[0].get("empty_caches", False),
         energy_mean_j=statistics.mean(energies) if len(energies) == len(cards) else None,
     )
 
@@ -155,10 +169,11 @@ class Meter:
         return float(before_j + now_j - begin_j)
 
 
-def keep(run: Path, place: Path, seconds: dict[str, float], energy_j: float | None) -> None:
+def keep(run: Path, place: Path, seconds: dict[str, float], energy_j: float | None, is_cold: bool = False) -> None:
     """Copy what a record keeps of a run's folder to `place`, without paths on this machine.
 
     `seconds` by the clock's parts and `energy_j` are of the whole run: the card knows those of its last process alone.
+    `is_cold` says that it began with empty caches.
     """
     place.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
@@ -167,7 +182,7 @@ def keep(run: Path, place: Path, seconds: dict[str, float], energy_j: float | No
             text = re.sub(r'^path = ".*"$', 'path = ""', text, flags=re.MULTILINE)
         elif name == "environment.json":
             about = {key: value for key, value in json.loads(text).items() if key != "command"}
-            text = json.dumps({**about, "energy_j": energy_j}, indent=2) + "\n"
+            text = json.dumps({**about, "energy_j": energy_j, "empty_caches": is_cold}, indent=2) + "\n"
         elif name == "card.json":
             card = json.loads(text)
             card |= {"run": place.name, "source": Path(card["source"]).name, "seconds": seconds}
