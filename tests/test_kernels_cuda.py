@@ -41,10 +41,10 @@ for (height, width), settings in itertools.product([(4, 4), (3, 5)], cases):
     count += 1
 # More than one tile of pixels, and rows that end within one.
 large = np.random.default_rng(9).integers(0, 256, (2, 33, 37, 3), dtype=np.uint8)
-augmentation = Augmentation(crop_padding=3, flip="random", cutmix=1.0, mix_per="image", rotation=40)
+turning = Augmentation(crop_padding=3, flip="random", cutmix=1.0, mix_per="image", rotation=40)
 drawn = dict(seed=4, epoch=1, dtype=torch.bfloat16)
-expected = augment_batch(large, [1, 0], augmentation, normalisation, form="reference", **drawn)[0]
-got = augment_batch(large, [1, 0], augmentation, normalisation, form="cuda", **drawn)[0]
+expected = augment_batch(large, [1, 0], turning, normalisation, form="reference", **drawn)[0]
+got = augment_batch(large, [1, 0], turning, normalisation, form="cuda", **drawn)[0]
 assert torch.equal(got.view(torch.int16), expected.view(torch.int16))
 count += 1
 for bad in (-1, 5):
