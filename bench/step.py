@@ -48,7 +48,7 @@ def _dtypes() -> list[str]:
     """float32, and bfloat16 where training would pick it."""
     import torch
 
-    from fastcifar.config import TrainConfig
+    from fastcifar.schema import TrainConfig
     from fastcifar.training.device import pick_device, pick_dtype
 
     has_units = pick_dtype(TrainConfig(), pick_device()) == torch.bfloat16

@@ -5,7 +5,7 @@ import tomllib
 import pytest
 
 from fastcifar import config as configs
-from fastcifar.config import Config, Resolution
+from fastcifar.schema import Config, Resolution
 
 
 @pytest.mark.parametrize("name", configs.recipe_names())

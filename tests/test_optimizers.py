@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastcifar import models
-from fastcifar.config import OPTIMIZERS, OptimizerConfig, ScheduleConfig, TrainConfig
+from fastcifar.schema import OPTIMIZERS, OptimizerConfig, ScheduleConfig, TrainConfig
 from fastcifar.training import optimizers, schedules
 from fastcifar.training.averaging import Averaging
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastcifar import config as configs
 from fastcifar import models
-from fastcifar.config import SelectionConfig
 from fastcifar.pipelines import Batch
+from fastcifar.schema import SelectionConfig
 from fastcifar.training import loop, selection
 from fastcifar.training.selection import judged_losses, select
 

@@ -24,11 +24,11 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from fastcifar import config as configs
-from fastcifar.config import Config
 from fastcifar.data import Source
 from fastcifar.report.environment import environment
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
+from fastcifar.schema import Config, DataConfig
 from fastcifar.sweeps import outcome, plots, worker
 from fastcifar.sweeps import space as spaces
 from fastcifar.sweeps import study as studies
@@ -139,7 +139,7 @@ def test_a_trial_is_a_run_that_does_not_look_at_the_test_set(tmp_path: Path, mon
 
     monkeypatch.setattr(Session, "predictions", spy)
     with Reporter() as reporter:
-        source = find_data(configs.DataConfig("cifar10", str(path)), Clock(), reporter)
+        source = find_data(DataConfig("cifar10", str(path)), Clock(), reporter)
         job = job_for(tmp_path / "sweep", source, trials=2)
         worker.work(job)
         assert looked_at == ["train"] * 4

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from fastcifar import config as configs
-from fastcifar.config import Config
 from fastcifar.report import tracking
 from fastcifar.report.card import Card
 from fastcifar.report.run_folder import RunFolder
+from fastcifar.schema import Config
 
 ENTRY = {"dataset": "cifar10", "epoch": 1, "step": 96, "loss": 1.5, "accuracy": 0.5, "validation_accuracy": None}
 SCORES: Any = SimpleNamespace(dataset="cifar10", accuracy=0.9, tta_accuracy=0.91, test_loss=0.3, seconds={"total": 7.0})

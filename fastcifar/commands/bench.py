@@ -122,9 +122,9 @@ def _measure(args: Args, wanted: "list[Gate]") -> int:
     import torch
 
     from fastcifar.bench import gates, results
-    from fastcifar.config import DataConfig
     from fastcifar.report.environment import environment
     from fastcifar.report.progress import Reporter
+    from fastcifar.schema import DataConfig
     from fastcifar.training.clock import Clock
     from fastcifar.training.device import describe
     from fastcifar.training.session import find_data

@@ -18,8 +18,8 @@ def run(args: Args) -> int:
     import torch
 
     from fastcifar import data, pipelines
-    from fastcifar.config import TrainConfig
     from fastcifar.report.environment import revision, versions
+    from fastcifar.schema import TrainConfig
     from fastcifar.training.device import describe, pick_device, pick_dtype, use_compile
 
     device = pick_device()

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
-    from fastcifar.config import Config
     from fastcifar.data import Source
     from fastcifar.peers import Peer
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
+    from fastcifar.schema import Config
     from fastcifar.training.clock import Clock
 
 

@@ -53,12 +53,12 @@ def run(args: Args) -> int:
     from dataclasses import asdict
 
     from fastcifar import config as configs
-    from fastcifar.config import DataConfig
     from fastcifar.evaluation.results import draw_finished
     from fastcifar.report.card import render, summarise
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
     from fastcifar.report.tracking import trackers
+    from fastcifar.schema import DataConfig
     from fastcifar.training.clock import Clock
     from fastcifar.training.run import run as train
     from fastcifar.training.session import find_data, resolve

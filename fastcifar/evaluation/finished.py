@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from fastcifar import artefacts, models, pipelines
-from fastcifar.config import Config
 from fastcifar.data import Source, Split
 from fastcifar.data.locate import find
 from fastcifar.kernels import Normalisation
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
+from fastcifar.schema import Config
 from fastcifar.training import checkpoints
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import keep_freed_memory, pick_device, pick_dtype

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from fastcifar import artefacts
-from fastcifar.config import Config
 from fastcifar.data import Source
 from fastcifar.kernels import Augmentation
 from fastcifar.pipelines import Batch, Pipeline
 from fastcifar.report.grids import Cell
 from fastcifar.report.pictures import Augmented
 from fastcifar.report.progress import Reporter
+from fastcifar.schema import Config
 from fastcifar.training.clock import Clock
 from fastcifar.training.session import Session
 

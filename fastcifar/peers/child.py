@@ -62,8 +62,8 @@ def main(script: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        from fastcifar.config import TrainConfig
         from fastcifar.peers import shim
+        from fastcifar.schema import TrainConfig
         from fastcifar.training.device import keep_freed_memory, pick_dtype
 
         # What our own runs have on a CPU, the peer has too.

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from fastcifar import config as configs
 from fastcifar.atomic import write_atomically
-from fastcifar.config import Config
 from fastcifar.report import energy
 from fastcifar.report.card import Card, mean_and_deviation
 from fastcifar.report.run_folder import RunFolder
+from fastcifar.schema import Config
 
 if TYPE_CHECKING:
     from fastcifar.training.clock import Clock

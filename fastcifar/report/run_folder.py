@@ -22,7 +22,7 @@ from typing import Any
 
 from fastcifar import config as configs
 from fastcifar.atomic import clear_away, write_atomically
-from fastcifar.config import Config
+from fastcifar.schema import Config
 
 
 class RunFolder:

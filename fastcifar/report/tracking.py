@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from fastcifar.config import Config
     from fastcifar.report.card import Card
     from fastcifar.report.run_folder import RunFolder
+    from fastcifar.schema import Config
     from fastcifar.training.listeners import Listener
 
 NAMES = ("tensorboard", "wandb")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcifar import config as configs
-from fastcifar.config import Config
+from fastcifar.schema import Config
 
 if TYPE_CHECKING:
     import optuna

@@ -14,12 +14,12 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from fastcifar.config import Config
 from fastcifar.data import DataError, Source
 from fastcifar.interruption import InterruptedRunError
 from fastcifar.report.card import Card
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
+from fastcifar.schema import Config
 from fastcifar.sweeps import study as studies
 from fastcifar.sweeps.space import Definition
 

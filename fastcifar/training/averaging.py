@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fastcifar.config import TrainConfig
+from fastcifar.schema import TrainConfig
 
 LOOKAHEAD_STEPS = 5
 

@@ -5,7 +5,7 @@ import platform
 
 import torch
 
-from fastcifar.config import TrainConfig
+from fastcifar.schema import TrainConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -2,9 +2,9 @@
 
 from typing import Any, Protocol
 
-from fastcifar.config import Config
 from fastcifar.report.card import Card
 from fastcifar.report.run_folder import RunFolder
+from fastcifar.schema import Config
 
 
 class Listener(Protocol):

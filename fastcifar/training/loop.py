@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcifar.config import Config
 from fastcifar.models.speednet import SpeedNet
+from fastcifar.schema import Config
 from fastcifar.training import optimizers, schedules
 from fastcifar.training.averaging import Averaging
 from fastcifar.training.losses import distance_to_teacher, loss_and_logits

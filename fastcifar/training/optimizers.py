@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastcifar.config import OptimizerConfig
+from fastcifar.schema import OptimizerConfig
 
 
 def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:

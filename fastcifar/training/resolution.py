@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcifar.config import Config
+from fastcifar.schema import Config
 
 
 def pixels_at(config: Config, progress: float) -> int:

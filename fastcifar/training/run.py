@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from fastcifar import config as configs
 from fastcifar import data, kernels, models
 from fastcifar.atomic import write_atomically
-from fastcifar.config import Config
 from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.report.card import Card
 from fastcifar.report.environment import environment
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
+from fastcifar.schema import Config
 from fastcifar.training import checkpoints, loop
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import describe, use_compile

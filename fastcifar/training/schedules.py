@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from fastcifar.config import ScheduleConfig
+from fastcifar.schema import ScheduleConfig
 
 # Smith, "Super-convergence" (arXiv:1708.07120): one cycle's momentum goes from 0.95 down to 0.85 and back.
 ONE_CYCLE_MOMENTA = (0.95, 0.85)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastcifar.config import SelectionConfig
+from fastcifar.schema import SelectionConfig
 from fastcifar.training.losses import autocast, losses
 from fastcifar.training.resolution import resize
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar import artefacts, data, kernels, models, pipelines
-from fastcifar.config import Config, DataConfig
 from fastcifar.report.progress import Reporter
+from fastcifar.schema import Config, DataConfig
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import keep_freed_memory, pick_device, pick_dtype
 from fastcifar.training.evaluation import Predictions, predict

@@ -107,7 +107,7 @@ class Weights(Target):
         super().__init__(scratch)
         import torch
 
-        from fastcifar.config import Config, TrainConfig
+        from fastcifar.schema import Config, TrainConfig
         from fastcifar.training import checkpoints, loop
 
         torch.set_num_threads(1)

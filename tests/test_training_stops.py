@@ -1,0 +1,252 @@
+"""Trainings that stop, or are stopped: what is said, what is kept, and that they go on as if they had not."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from cifar_files import make
+from safetensors import safe_open
+from safetensors.torch import load_file
+from training_runs import same_run, small_config, train
+
+from fastcifar.interruption import InterruptedRunError, StopRequest
+from fastcifar.pipelines import Batch
+from fastcifar.report.progress import Reporter
+from fastcifar.report.run_folder import RunFolder
+from fastcifar.training import checkpoints, loop
+from fastcifar.training.session import Session
+from fastcifar.training.tally import EpochReport, NonFiniteLossError, Taken, Tally
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CIFAR-10 folder of 500 training and 100 test images whose classes a small network can tell apart."""
+    return make(tmp_path_factory.mktemp("small"), num_test=100).path
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["train.averaging=lookahead", "optimizer.name=nesterov", "optimizer.lr=0.05", "optimizer.momentum=0.9"],
+        ["train.averaging=ema", "optimizer.name=adamw", "optimizer.lr=0.001", "augmentation.cutmix=1.0"],
+        ["selection.keep=0.4", "selection.since=0.5", "augmentation.cutmix=1.0"],
+        [
+            "model.name=resnet18_dropout",
+            "model.widths=[8, 8, 16, 16]",
+            "optimizer.bias_lr=0.0002",
+            "optimizer.head_lr=0.0005",
+        ],
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    config = small_config(folder, *settings)
+    whole = train(config, tmp_path / "whole")
+
+    class StoppedError(Exception):
+        pass
+
+    def stop_after_epoch_2(self: object, report: EpochReport, *_: object) -> None:
+        if report.epoch == 3:
+            raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(Reporter, "epoch", stop_after_epoch_2)
+        train(config, tmp_path / "stopped")
+    resumed = train(config, tmp_path / "stopped", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert (resumed.accuracy, resumed.tta_accuracy) == (whole.accuracy, whole.tta_accuracy)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_last_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = loop.loss_and_logits
+    calls = []
+
+    def break_at_14(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, logits = honest(*args)  # type: ignore[arg-type]
+        calls.append(loss)
+        return (loss * float("nan") if len(calls) == 14 else loss), logits
+
+    monkeypatch.setattr(loop, "loss_and_logits", break_at_14)
+    with pytest.raises(
+        NonFiniteLossError, match=r"nan at step 14; .* last good checkpoint: .*step000000010.safetensors"
+    ):
+        train(small_config(folder), tmp_path / "run")
+
+
+def test_a_stopped_signal_is_taken_after_the_step_and_nothing_is_lost(folder: Path, tmp_path: Path) -> None:
+    """SIGTERM within an epoch: a checkpoint, how to go on, exit code 143; then the same bits and metrics."""
+    config = small_config(folder)
+    train(config, tmp_path / "whole")
+
+    def stop_within_epoch_2(self: object, name: str, done: int, *_: object, **__: object) -> None:
+        if name == "training" and done == 14:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reporter, "advance", stop_within_epoch_2)
+        with pytest.raises(InterruptedRunError, match=r"after step 14, .*--resume") as stopped:
+            train(config, tmp_path / "stopped")
+    assert stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    train(config, tmp_path / "stopped", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = small_config(folder, "train.epochs=4", "data.validation=0.2")
+    train(config, tmp_path / "run")
+    out = RunFolder(tmp_path / "run")
+    paths = checkpoints.checkpoint_paths(out.checkpoints)
+    assert [path.name for path in paths] == ["step000000024.safetensors", "step000000032.safetensors"]
+    lines = [json.loads(line) for line in out.metrics.read_text().splitlines()]
+    best = max(lines, key=lambda line: line["validation_accuracy"])
+    with safe_open(out.best, "pt") as file:
+        assert json.loads(file.metadata()["fastcifar"])["epoch"] == best["epoch"]
+    weights = out.weights.read_bytes()
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-100])
+    train(config, tmp_path / "run", resume=True)
+    assert "passed over" in capsys.readouterr().out
+    assert out.weights.read_bytes() == weights
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_batch_that_gives_no_number_is_kept_or_skipped_and_counted(folder: Path, tmp_path: Path, policy: str) -> None:
+    config = small_config(folder, f"train.on_nonfinite={policy}")
+    honest, calls = loop.loss_and_logits, []
+
+    def break_at_14(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, logits = honest(*args)  # type: ignore[arg-type]
+        calls.append(loss)
+        return (loss * float("inf") if len(calls) == 14 else loss), logits
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "loss_and_logits", break_at_14)
+        if policy == "skip":
+            card = train(config, tmp_path / "run")
+            assert card.skipped_steps == 1
+            assert all(torch.isfinite(v).all() for v in load_file(tmp_path / "run" / "weights.safetensors").values())
+            return
+        with pytest.raises(NonFiniteLossError, match="step 14; the batch is kept in"):
+            train(config, tmp_path / "run")
+    kept = load_file(tmp_path / "run" / "nonfinite.safetensors")
+    assert kept["images"].shape == (50, 3, 32, 32)
+    assert len(set(kept["indices"].tolist())) == 50
+
+
+def test_an_image_that_gives_no_number_does_not_stay_in_the_norms(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, calls = loop.resize, []
+
+    def break_at_14(images: torch.Tensor, pixels: int) -> torch.Tensor:
+        calls.append(pixels)
+        return honest(images * float("inf") if len(calls) == 14 else images, pixels)
+
+    monkeypatch.setattr(loop, "resize", break_at_14)
+    card = train(small_config(folder, "train.on_nonfinite=skip"), tmp_path / "run")
+    assert card.skipped_steps == 1
+    assert all(torch.isfinite(v).all() for v in load_file(tmp_path / "run" / "weights.safetensors").values())
+    assert card.accuracy > 0.2
+
+
+def test_a_run_killed_after_ending_early_does_not_train_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = [f"optimizer.{name}=1e-9" for name in ("lr", "bias_lr", "head_lr")]
+    early = ["data.validation=0.2", "train.epochs=9", "train.early_stop_epochs=2", *rates]
+    config = small_config(folder, *early)
+    honest = Session.predictions
+
+    def killed(self: Session, network: torch.nn.Module, part: str, *rest: object) -> object:
+        if part == "test":
+            raise KeyboardInterrupt
+        return honest(self, network, part, *rest)  # type: ignore[arg-type]
+
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Session, "predictions", killed)
+        train(config, tmp_path / "stopped")
+    assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) < 9
+    train(config, tmp_path / "stopped", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_loss_read_late_is_found_before_it_is_kept(folder: Path, tmp_path: Path) -> None:
+    """On a GPU losses are read once an epoch; what a checkpoint brings back is looked at again."""
+    tally = Tally()
+    tally.losses, tally.correct, tally.num_images = (
+        [torch.tensor(1.0), torch.tensor(float("nan"))],
+        [torch.tensor(3)],
+        9,
+    )
+    with pytest.raises(NonFiniteLossError):
+        Tally.from_tensors(tally.to_tensors()).check()
+
+    def keep_only(self: Tally, taken: Taken, step: int) -> None:
+        self.losses.append(taken.loss)
+        self._last_step = step
+
+    with pytest.MonkeyPatch.context() as patch:
+        honest = loop.loss_and_logits
+        patch.setattr(Tally, "add", keep_only)
+        patch.setattr(loop, "loss_and_logits", lambda *args: (honest(*args)[0] * float("nan"), honest(*args)[1]))
+        patch.setattr(Reporter, "advance", lambda self, *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(NonFiniteLossError):
+            train(small_config(folder), tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+def test_running_out_of_memory_names_a_batch_size_that_fits(folder: Path, tmp_path: Path) -> None:
+    honest = loop.loss_and_logits
+
+    def full_above_20(network: object, batch: Batch, images: torch.Tensor, *rest: object) -> object:
+        if len(images) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        return honest(network, batch, images, *rest)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="batch_size 50; 12 fits"):
+        patch.setattr(loop, "loss_and_logits", full_above_20)
+        train(small_config(folder), tmp_path / "run")
+
+
+def test_resuming_with_another_configuration_names_each_difference(folder: Path, tmp_path: Path) -> None:
+    from fastcifar.commands.train import Args
+    from fastcifar.commands.train import run as command
+
+    train(small_config(folder, "train.epochs=1"), tmp_path / "run")
+    changes = ("optimizer.lr=0.5", "train.epochs=2", "train.threads=1")
+    with pytest.raises(ValueError, match=r"optimizer.lr is 0.12, got 0.5; train.epochs is 1.0, got 2.0$"):
+        command(Args(resume=tmp_path / "run", set=changes))
+    assert command(Args(resume=tmp_path / "run", set=("train.threads=1",))) == 0
+
+
+def test_the_first_signal_asks_and_the_second_is_the_systems() -> None:
+    with StopRequest() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.exit_code == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_resuming_with_other_threads_says_that_bits_may_differ(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        train(small_config(folder, "train.epochs=1", "train.threads=1"), tmp_path / "run")
+        assert "bits may differ" not in capsys.readouterr().out
+        train(small_config(folder, "train.epochs=1", "train.threads=2"), tmp_path / "run", resume=True)
+        assert "its last bits may differ" in capsys.readouterr().out
+    finally:
+        torch.set_num_threads(before)
