@@ -1,9 +1,9 @@
 """3x3 convolutions whose weight gradient is taken another way on CPUs, where the library is slow at it on small maps.
 
-Two ways, measured in bench/LOG.md. In float32 the gradient is one matrix product of the output's gradient with the
-input's patches. In bfloat16 on AMX the library itself does well on wide maps, so images are laid side by side with
-columns of zeros between them and it is asked for the gradient of that. Which way is taken depends on dtype, device and
-shape alone, never on a timing, so that a seed repeats its bits.
+In float32 the gradient is one matrix product of the output's gradient with the input's patches (measured in
+bench/LOG.md). In bfloat16 on AMX the library is said to do well on wide maps alone, so images are laid side by side
+with columns of zeros between them and it is asked for the gradient of that (right by the tests, its gain not measured
+yet). Which way is taken depends on dtype, device and shape alone, never on a timing, so that a seed repeats its bits.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _PRODUCT_MAX_WIDTH_PX = 15
 _PRODUCT_PIECE = 2**22
 """Values of patches made at a time, 16 MiB: nine times the input is more than a step should hold."""
 _PACKED_MAX_WIDTH_PX = 8
-"""Widest map that is packed: at 16 the library was measured at its full rate already."""
+"""Widest map that is packed: at 16 the library is said to be at its full rate."""
 _PACKED_WIDTH_PX = 64
 """Width that images are packed to, more or less."""
 
