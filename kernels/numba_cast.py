@@ -6,7 +6,14 @@ Loops run over chunks of fixed length, so that all of them become vector instruc
 import numpy as np
 
 from fastcifar.kernels.numba_jit import compiled
-from fastcifar.kernels.numba_vector import LANES, lit_to_bfloat16, moved, plain_to_bfloat16, prefetch
+from fastcifar.kernels.numba_vector import (
+    LANES,
+    lit_to_bfloat16,
+    moved,
+    plain_to_bfloat16,
+    prefetch,
+    untied_to_bfloat16,
+)
 from fastcifar.kernels.plan import BFLOAT16, FLOAT16
 
 CHUNK = 96  # a multiple of the three channels and of every vector's length
@@ -15,6 +22,8 @@ _U = np.uint32
 _ZERO, _ONE = np.float32(0), np.float32(1)
 # Round to nearest even to bfloat16: add 0x7fff and the lowest bit that stays, keep the upper half.
 _BELOW_HALF, _BIT, _HALF_WORD = _U(0x7FFF), _U(1), _U(16)
+# Half-way between two bfloat16 of which the lower is even: what rounding half away from zero would get wrong.
+_TO_HALF, _HALF_OF_EVEN = _U(0x1FFFF), _U(0x8000)
 # To float16, after F. Giesen, "float->half variants" (public domain), float_to_half_fast3_rtne.
 _SIGN, _INFINITE, _TOO_LARGE, _SMALLEST = (
     _U(0x80000000),
@@ -67,8 +76,21 @@ def pair_up(values, pairs):
 
 
 @compiled
-def to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, brightness, contrast, ahead, out):
+def has_ties(scale3, shift3):
+    """Whether a byte, normalised, lies where the rules of rounding to bfloat16 differ."""
+    found = False
+    for channel in range(3):
+        for byte in range(256):
+            bits = np.float32(_normal(byte, scale3[channel], shift3[channel])).view(np.uint32)
+            found |= _U(bits & _TO_HALF) == _HALF_OF_EVEN
+    return found
+
+
+@compiled
+def to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, ties, brightness, contrast, ahead, out):
     """Normalise count values; scale and shift are repeated to [CHUNK], and paired up; all are pointers.
+
+    ties: has_ties() of scale and shift; where there are none, rounding is cheaper.
 
     Meanwhile, as many bytes at ahead are asked for. That is done chunk by chunk: all at once they would be more than a
     core can wait for, and it would stand still.
@@ -83,7 +105,9 @@ def to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, brightnes
         for first in range(0, CHUNK, 2 * LANES):
             to, of = moved(out, first), moved(pixels, first)
             scales, shifts = moved(scale_pairs, first), moved(shift_pairs, first)
-            if plain:
+            if plain and not ties:
+                untied_to_bfloat16(to, of, scales, shifts, brightness, contrast)
+            elif plain:
                 plain_to_bfloat16(to, of, scales, shifts, brightness, contrast)
             else:
                 lit_to_bfloat16(to, of, scales, shifts, brightness, contrast)
@@ -146,10 +170,12 @@ def normalise_plane(values, count, scale, shift, brightness, contrast):
 
 
 @compiled
-def normalise(pixels, count, scale, shift, scale_pairs, shift_pairs, brightness, contrast, kind, ahead, out16, out32):
+def normalise(
+    pixels, count, scale, shift, scale_pairs, shift_pairs, ties, brightness, contrast, kind, ahead, out16, out32
+):
     """Normalise count bytes to out16 or out32, by kind."""
     if kind == BFLOAT16:
-        to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, brightness, contrast, ahead, out16)
+        to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, ties, brightness, contrast, ahead, out16)
     elif kind == FLOAT16:
         to_float16(pixels, count, scale, shift, brightness, contrast, ahead, out16)
     else:

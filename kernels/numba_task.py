@@ -1,14 +1,14 @@
 """A thread's buffers, compiled for the CPU: where they lie in its scratch memory, and what is the same for all images.
 
 `Place` holds the images' height, width and whether they are extended by reflection, and how many rows make a band;
-`Task` the buffers, pointers all.
+`Task` the buffers, pointers all, and whether bytes lie between two bfloat16 once they are normalised (`ties`).
 """
 
 from collections import namedtuple
 
 import numpy as np
 
-from fastcifar.kernels.numba_cast import CHUNK, pair_up
+from fastcifar.kernels.numba_cast import CHUNK, has_ties, pair_up
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_rows import Row, fill_offsets, rotation_reach
 from fastcifar.kernels.numba_vector import LANES, SLACK, floats_at, ints_at, moved, words_at
@@ -20,8 +20,8 @@ Place = namedtuple("Place", "height width reflect num_rows")
 Planes = namedtuple("Planes", "reds greens blues")
 Task = namedtuple(
     "Task",
-    "scale shift scale_pairs shift_pairs pixels others unflipped planes other_planes words row y_offsets x_offsets "
-    "texture other_texture",
+    "scale shift scale_pairs shift_pairs ties pixels others unflipped planes other_planes words row y_offsets "
+    "x_offsets texture other_texture",
 )
 
 
@@ -98,6 +98,7 @@ def prepare(place, scratch, scale3, shift3, rotates):
         floats_at(scratch, starts[1]),
         floats_at(scratch, starts[2]),
         floats_at(scratch, starts[3]),
+        has_ties(scale3, shift3),
         moved(scratch, starts[4]),
         moved(scratch, starts[5]),
         moved(scratch, starts[6]),

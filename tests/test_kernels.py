@@ -11,6 +11,7 @@ from kernel_cases import CIFAR, augmentations, pictures, same_bits
 from torchvision.transforms import v2
 
 from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan
+from fastcifar.kernels.numba_cast import has_ties
 from fastcifar.kernels.numba_task import BAND_PIXELS
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -147,6 +148,20 @@ def test_cast_is_torchs(dtype, form):
         exact = augment(images, plan, CIFAR, dtype=torch.float32, form=form)
         assert same_bits(augment(images, plan, CIFAR, dtype=dtype, form=form), exact.to(dtype))
         plan.hue_n[0] = 0
+
+
+@pytest.mark.parametrize("channel", range(3))
+def test_halves_are_rounded_to_even(channel):
+    """Of 129.5 the neighbours in bfloat16 are 129 and 130: rounding up, done where no byte lies so, would be wrong."""
+    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    halves = Normalisation(mean=tuple(-0.5 / 255 * (at == channel) for at in range(3)), std=(1 / 255,) * 3)
+    wholes = Normalisation(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
+    for normalisation, ties in ((halves, True), (wholes, False), (CIFAR, False)):
+        scale, shift = (np.array(values, np.float32) for values in (normalisation.scale, normalisation.shift))
+        assert has_ties(scale, shift) == ties
+        exact = augment(images, Plan.identity(1, 16, 16), normalisation, dtype="float32", form="numba")
+        got = augment(images, Plan.identity(1, 16, 16), normalisation, dtype="bfloat16", form="numba")
+        assert same_bits(got, exact.to(torch.bfloat16))
 
 
 def test_cutout_erases_exactly_its_box():
