@@ -50,15 +50,16 @@ class DaliPipeline(Pipeline):
         if not len(order):
             return
         pipeline = self._build(order, epoch, first_step)
-        on_gpu = self.device.type == "cuda"
         for start in range(0, len(order), self.batch_size):
             n = min(self.batch_size, len(order) - start)
             # DALI fills a last batch with images of the next epoch: left out here.
             outputs = self._run(pipeline)
             images, labels, indices = (_tensor(output)[:n] for output in outputs)
             labels, indices = labels.reshape(n), indices.reshape(n)
-            if not on_gpu:  # there, it would make the GPU wait
-                self._check(labels.numpy(), indices.numpy(), order[start : start + n])
+            self._check(labels.numpy(), indices.numpy(), order[start : start + n])
+            if self.device.type == "cuda":
+                # Of copies, because a GPU may read DALI's own pinned memory when DALI has filled it again.
+                labels, indices = (numbers.clone().to(self.device, non_blocking=True) for numbers in (labels, indices))
             yield self._finish(images, labels, indices, epoch)
 
     def _run(self, pipeline: Any) -> Any:
@@ -115,9 +116,8 @@ class DaliPipeline(Pipeline):
                 dont_use_mmap=self.streams,
             )
             images = fn.reshape(features["image"], shape=[contents.height, contents.width, 3], layout="HWC")
-            outputs = [images, features["label"], features["index"]]
-            if on_gpu:
-                outputs = [output.gpu() for output in outputs]
+            # Labels and indices are looked at on the host before they go to a GPU: there, it would have to wait.
+            outputs = [images.gpu() if on_gpu else images, features["label"], features["index"]]
             if self._native:
                 outputs[0] = self._augmented(outputs[0])
             graph.set_outputs(*outputs)
