@@ -180,6 +180,9 @@ class MatrixProduct:
         """Random matrices: zeros run faster on some devices."""
         import torch
 
+        from fastcifar.training.device import use_tensor_cores
+
+        use_tensor_cores(torch.device(self._place.device))
         dtype = getattr(torch, settings.DTYPES[task.rpartition(".")[2]])
         generator = torch.Generator(self._place.device).manual_seed(0)
         shape = (self._side, self._side)

@@ -1,12 +1,18 @@
 """What no loader can beat, on the CPU by Numba: rows gathered and only widened; and a copy of large blocks."""
 
+from functools import partial
+
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from fastcifar.kernels.numba_jit import jit
 
 NUM_BLOCKS = 64
 
+_parallel = partial(jit, parallel=True, nogil=True)
 
-@njit(parallel=True, cache=True, nogil=True)
+
+@_parallel  # type: ignore[arg-type]
 def widen(images_nb, rows_n, out_nb):  # type: ignore[no-untyped-def]
     """Write the uint8 images at `rows_n` (int64 [n]) to `out_nb`, [n, bytes an image] of a wider integer type."""
     for unsigned in prange(len(rows_n)):
@@ -16,7 +22,7 @@ def widen(images_nb, rows_n, out_nb):  # type: ignore[no-untyped-def]
             out_nb[i, j] = images_nb[row, j]
 
 
-@njit(parallel=True, cache=True, nogil=True)
+@_parallel  # type: ignore[arg-type]
 def copy(source, target):  # type: ignore[no-untyped-def]
     """Copy a vector, in blocks shared among threads."""
     n = len(source)

@@ -116,11 +116,10 @@ class Measured:
         return list(self.samples[0].extra) if self.samples else []
 
 
-def turns(keys: Sequence[str], rounds: int) -> Iterator[tuple[int, str]]:
-    """Whose turn it is: (round, key), every contestant once a round and always in the same order."""
-    for index in range(rounds):
-        for key in keys:
-            yield index, key
+def turns(keys: Sequence[str], rounds: int) -> Iterator[str]:
+    """Whose turn it is: every contestant once a round and always in the same order."""
+    for _ in range(rounds):
+        yield from keys
 
 
 def interleave(
@@ -130,7 +129,6 @@ def interleave(
     rounds: int,
     round_s: float,
     on_problem: Callable[[str, RunnerError], None],
-    on_turn: Callable[[str, int], None] = lambda key, index: None,
 ) -> dict[str, Measured]:
     """Measure contestants on a task: prepared one after another, then in turn, `rounds` times about `round_s` seconds.
 
@@ -143,10 +141,9 @@ def interleave(
             measured[key] = Measured(runner.prepare(task))
         except RunnerError as error:
             on_problem(key, error)
-    for index, key in turns(list(measured), rounds):
+    for key in turns(list(measured), rounds):
         if key not in measured:
             continue
-        on_turn(key, index)
         try:
             measured[key].samples.append(by_key[key].run(task, round_s))
         except RunnerError as error:

@@ -6,28 +6,24 @@ from typing import TYPE_CHECKING, Any
 from fastcifar.bench import figures
 from fastcifar.bench.results import Result, Row
 from fastcifar.bench.table import about_line
+from fastcifar.report import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Told apart by people of any colour vision, and in grey: Okabe and Ito (2008), jfly.uni-koeln.de/color.
-COLOURS = {"ours": "#0072B2", "peer": "#E69F00", "bound": "#BBBBBB"}
+COLOURS = {"ours": canvas.BLUE, "peer": canvas.ORANGE, "bound": "#BBBBBB"}
 LABELS = {"ours": "fastcifar", "peer": "peers", "bound": "bounds of this machine"}
 ROW_INCHES, PANEL_INCHES, HEAD_INCHES, FOOT_INCHES = 0.27, 0.62, 0.9, 0.85
 
 
 def draw(result: Result, path: Path) -> Path:
     """Write the picture as a PNG to `path`."""
-    # The object interface draws without a display, and without a state that others might share.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = [(task, _rows(result, task)) for task in result.tasks()]
     panels = [(task, rows) for task, rows in panels if rows]
     heights = [ROW_INCHES * len(rows) + PANEL_INCHES for _, rows in panels]
     height = HEAD_INCHES + sum(heights) + FOOT_INCHES
-    figure = Figure(figsize=(10, height), dpi=110)
-    FigureCanvasAgg(figure)
+    figure = canvas.new_figure(10, height)
+    figure.set_layout_engine("none")  # panels are as high as their rows
     most = max(_top(row, result.headline) for _, rows in panels for row in rows)
     used = HEAD_INCHES
     axes: Any = None
@@ -41,9 +37,7 @@ def draw(result: Result, path: Path) -> Path:
     figure.text(0.012, 1 - 0.32 / height, result.title, fontsize=13, fontweight="bold", va="center")
     figure.text(0.012, 1 - 0.60 / height, about_line(result), fontsize=8.5, color="#444444", va="center")
     _draw_legend(figure, {row.role for _, rows in panels for row in rows}, height)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return canvas.save(figure, path)
 
 
 def _rows(result: Result, task: str) -> list[Row]:
@@ -70,10 +64,9 @@ def _draw_panel(axes: "Axes", task: str, rows: list[Row], headline: str, most: f
     axes.set_xlim(0, most * 1.14)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     axes.set_title(task, loc="left", fontsize=9.5, fontweight="bold", pad=3)
-    axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    canvas.style(axes)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
 
 

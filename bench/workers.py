@@ -65,7 +65,6 @@ class Worker:
 
     def __init__(self, entry: Entry, place: Place) -> None:
         self.key = entry.key
-        self.role = entry.role
         self._entry, self._place = entry, place
         self._process: Any = None
         self._connection: Connection | None = None

@@ -169,16 +169,17 @@ def augment_batch(
 
 
 def prepare(device: Any) -> None:
-    """Have the compiled form for a device ready: read from Numba's cache or, the first time on a machine, compiled.
+    """Have the compiled form for a device ready, which otherwise happens with the first batch.
 
-    Otherwise this happens with the first batch. device: torch.device or its name. What is specific to settings is
-    compiled with the first batch all the same.
+    For a CPU it is read from Numba's cache or, the first time on a machine, compiled; for a GPU each process compiles
+    it, by making a batch of one pixel. device: torch.device or its name.
     """
     import torch
 
     host_form("auto")
     if torch.device(device).type == "cuda":
-        cuda_form()
+        pixel_nhwc = torch.zeros((1, 1, 1, 3), dtype=torch.uint8, device=device)
+        augment_batch(pixel_nhwc, [0], Augmentation(), Normalisation.identity(), seed=0, epoch=0)
 
 
 def raise_for_bad_rows(device: Any) -> None:

@@ -17,11 +17,12 @@ from fastcifar.kernels.numba_task import BAND_PIXELS, Place, prepare
 from fastcifar.kernels.numba_types import SERIAL_AUGMENT
 from fastcifar.kernels.numba_vector import (
     LANES,
+    PASTED_BYTES,
     bytes_at,
-    copy_bytes,
     floats_at,
     join_pixels,
     moved,
+    paste_bytes,
     pointer_to,
     prefetch,
     split_pixels,
@@ -68,6 +69,20 @@ def _erase(ints, box, inside, top, low, width, out, zero):
 
 
 @compiled
+def _paste(source, target, num_rows, x0, x1, width):
+    """Copy columns x0..x1-1 of rows, which have PASTED_BYTES behind them.
+
+    In bands of columns of a fixed width: to copy row by row takes as long to begin as to do.
+    """
+    for first in range(3 * x0, 3 * x1, PASTED_BYTES):
+        count = min(3 * x1 - first, PASTED_BYTES)
+        to, origin = moved(target, first), moved(source, first)
+        for _ in range(num_rows):
+            paste_bytes(to, origin, count)
+            to, origin = moved(to, 3 * width), moved(origin, 3 * width)
+
+
+@compiled
 def _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, ahead, out16, out32):
     """Write an image, perhaps with a box of its partner, whose bytes are the source's own and whose light is one."""
     height, width, reflect, num_rows = place
@@ -78,11 +93,7 @@ def _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, ahe
         box_top, box_low = max(top, y0), min(low, y1)
         if box_top < box_low and x0 < x1:
             move_rows(partner, box_top, box_low, partner_ints, height, width, reflect, task.unflipped, task.others)
-            target = moved(task.pixels, 3 * ((box_top - top) * width + x0))
-            source = moved(task.others, 3 * x0)
-            for _ in range(box_low - box_top):
-                copy_bytes(target, source, 3 * (x1 - x0))
-                target, source = moved(target, 3 * width), moved(source, 3 * width)
+            _paste(task.others, moved(task.pixels, 3 * (box_top - top) * width), box_low - box_top, x0, x1, width)
         count = 3 * (low - top) * width
         normalise(
             task.pixels,

@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 
 _BYTE, _INT, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
 _PIXELS, _CHANNELS, _BYTES = 5, 3, 16
+PASTED_BYTES = 32  # bytes that paste_bytes looks at
 LANES = 16  # values that one instruction of the widest kind takes; a narrower machine takes several
 # Reversing five pixels reads and writes 16 bytes.
 SLACK = 16
@@ -91,6 +92,25 @@ def copy_bytes(typing_context: Any, target: Any, source: Any, num_bytes: Any) ->
         pointer = _BYTE.as_pointer()
         memcpy = builder.module.declare_intrinsic("llvm.memcpy", [pointer, pointer, ir.IntType(64)])
         builder.call(memcpy, [*arguments, ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+
+    return types.void(target, source, types.int64), generate
+
+
+@intrinsic
+def paste_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any:
+    """Copy the first count of PASTED_BYTES bytes; those of the target behind them are written as they were."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(_BYTE, PASTED_BYTES)
+        to, origin = (builder.bitcast(pointer, vector.as_pointer()) for pointer in arguments[:2])
+        limit = builder.insert_element(
+            ir.Constant(vector, ir.Undefined), builder.trunc(arguments[2], _BYTE), ir.Constant(_INT, 0)
+        )
+        limits = builder.shuffle_vector(limit, limit, ir.Constant(ir.VectorType(_INT, PASTED_BYTES), None))
+        pasted = builder.icmp_unsigned("<", ir.Constant(vector, list(range(PASTED_BYTES))), limits)
+        both = builder.select(pasted, builder.load(origin, align=1), builder.load(to, align=1))
+        builder.store(both, to, align=1)
         return context.get_dummy_value()
 
     return types.void(target, source, types.int64), generate

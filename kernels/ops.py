@@ -102,7 +102,8 @@ def _augment(
     )
 
 
-@torch.library.custom_op("fastcifar::augment_batch", mutates_args=())
+# What it keeps from its first call to its last must not lie in the memory of a graph that was being recorded.
+@torch.library.custom_op("fastcifar::augment_batch", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _augment_batch(
     images_nhwc: Tensor,
     rows_n: Tensor,

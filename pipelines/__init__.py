@@ -15,8 +15,8 @@ labels:
             train_step(batch.images, batch.labels)  # float32 [256, 3, height, width] channels-last, int64 [256]
 
 What `resident`, `ffcv` and `dali` hand out is the same to the last bit: the same order, the same augmentation, a pure
-function of the seed, the epoch and the images' indices. An epoch may be left early, and resumed at any step
-(`pipeline.epoch(7, first_step=40)`).
+function of the seed, the epoch and the images' indices (streamed from a disk, the order is another). An epoch may be
+left early, and resumed at any step (`pipeline.epoch(7, first_step=40)`).
 """
 
 from typing import TYPE_CHECKING, Any

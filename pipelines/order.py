@@ -1,4 +1,4 @@
-"""In which order an epoch shows the images: a pure function of (seed, epoch), the same for every pipeline."""
+"""In which order an epoch shows the images: a pure function of (seed, epoch), and of whether they are streamed."""
 
 import numpy as np
 

@@ -1,6 +1,5 @@
 """What a pipeline reads: an artefact on disk, or arrays in memory."""
 
-import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 
 from fastcifar import artefacts
+from fastcifar.artefacts.content import mean_and_std
 from fastcifar.data import DataError, Split
 from fastcifar.kernels import Normalisation
 from fastcifar.pipelines import needs
@@ -106,10 +106,9 @@ class ArraySource:
 
 
 def _moments(histogram: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation, on the scale 0..1, of pixels counted by value; from exact sums."""
+    """Mean and standard deviation, on the scale 0 to 1, of pixels counted by value."""
     values = np.arange(256)
-    count, total, squares = (int(histogram @ values**power) for power in range(3))
-    return total / (255 * count), math.sqrt(count * squares - total * total) / (255 * count)
+    return mean_and_std(*(int(histogram @ values**power) for power in range(3)))
 
 
 def _normalisation(mean: tuple[float, float, float], std: tuple[float, float, float]) -> Normalisation:

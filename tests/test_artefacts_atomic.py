@@ -14,8 +14,8 @@ import pytest
 from artefact_sets import FORMATS, bytes_of, made_dataset
 
 from fastcifar import artefacts
-from fastcifar.artefacts.folder import claimed
 from fastcifar.artefacts.index import dumps
+from fastcifar.claims import claimed
 from fastcifar.data import DataError, Dataset, cache_dir
 
 formats = pytest.mark.parametrize("to", FORMATS)

@@ -15,7 +15,6 @@ from cifar_files import make, make_archive
 
 from fastcifar import artefacts
 from fastcifar.cli import main
-from fastcifar.commands import convert, inspect, verify
 
 
 @pytest.fixture(autouse=True)
@@ -174,10 +173,3 @@ def test_a_terminal_sees_progress_and_a_pipe_does_not(tmp_path: Path) -> None:
         assert shown.stdout is not None
         assert len(shown.stdout.read().splitlines()) == 1
     assert b"converting to npy" in seen
-
-
-def test_each_command_says_in_one_line_what_it_does() -> None:
-    from fastcifar.cli import COMMANDS
-
-    for command in (convert, inspect, verify):
-        assert COMMANDS[command.__name__.rpartition(".")[2]] == command.SUMMARY

@@ -273,6 +273,6 @@ def test_the_gpu_check_as_a_whole_has_a_limit(tmp_path: Path) -> None:
 def test_the_gpu_stages_fit_into_their_limit(tmp_path: Path) -> None:
     found = gpu.stages(tmp_path, tmp_path, "cuda", ["--dataset", "shapes10"], quick=False)
     names = [one.name for one in found]
-    assert [name for name in names if name != "tests"] == ["check", "kernels", "loaders", "step", "speedrun", "start"]
+    assert [name for name in names if name != "tests"] == ["check", "kernels", "step", "loaders", "speedrun", "start"]
     assert sum(one.reserved_s for one in found) <= gpu.TOTAL_S < 600
     assert all("shapes10" in one.command for one in found if one.name != "tests")

@@ -318,6 +318,33 @@ def test_a_run_without_weights_is_one_line(run: Path, tmp_path: Path, capsys: py
     assert "weights.safetensors: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("about", [[1], {"class_names": ["cat"]}, {"class_names": 5, "dataset": "x"}])
+def test_weights_that_say_nonsense_of_themselves_are_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, about: object
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "config.toml").write_bytes((run / "config.toml").read_bytes())
+    told = {"fastcifar": json.dumps(about)}
+    save_file(load_file(run / "weights.safetensors"), tmp_path / "weights.safetensors", metadata=told)
+    assert main(["evaluate", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "weights.safetensors: " in error and "metadata is" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_the_best_validated_weights_can_be_scored(
+    data: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    validated = make_run(tmp_path / "validated", data, "data.validation=0.2")
+    assert main(["evaluate", str(validated), "--best", "--no-pictures"]) == 0
+    last_line(capsys)
+    assert (validated / "evaluation-best.json").is_file()
+    assert not (validated / "evaluation.json").exists()
+    assert main(["evaluate", str(run), "--best"]) == 2
+    assert "best.safetensors: no such file" in capsys.readouterr().err
+
+
 def test_weights_of_older_runs_are_told_apart_by_their_data_set(run: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -45,7 +45,7 @@ def inside(name: str, packages: tuple[str, ...]) -> bool:
     [
         ("fastcifar.kernels", ("fastcifar.kernels",)),
         ("fastcifar.data", ("fastcifar.data",)),
-        ("fastcifar.artefacts", ("fastcifar.artefacts", "fastcifar.data", "fastcifar.__version__")),
+        ("fastcifar.artefacts", ("fastcifar.artefacts", "fastcifar.data", "fastcifar.claims", "fastcifar.__version__")),
         ("fastcifar.pipelines", ("fastcifar.pipelines", "fastcifar.kernels", "fastcifar.data", "fastcifar.artefacts")),
     ],
 )

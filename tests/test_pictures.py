@@ -171,17 +171,32 @@ def test_json_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) ->
 
 
 def test_what_cannot_be_compared_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(run, broken)
-    (broken / "card.json").write_text("{}")
-    (broken / "metrics.jsonl").write_text("{}\nno\n")
     plot = ["--plot", str(tmp_path / "plot.png")]
-    for runs, message in (
-        ([run, run], "is named twice"),
-        ([tmp_path], "not a run folder"),
-        ([broken], "metrics.jsonl:2: not JSON"),
-    ):
+    for runs, message in (([run, run], "is named twice"), ([tmp_path], "not a run folder")):
         assert main(["compare", *map(str, runs), *plot]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert len(error.splitlines()) == 1
+
+
+def test_a_damaged_run_is_one_line_and_one_that_was_killed_is_none(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    card, lines = json.loads((run / "card.json").read_text()), (run / "metrics.jsonl").read_text()
+    for number, (name, text, message) in enumerate(
+        (
+            ("card.json", "{}", "card.json: holds no 'dataset'"),
+            ("card.json", json.dumps({**card, "seconds": [1]}), "'seconds' is a list, expected a JSON object"),
+            ("card.json", json.dumps({**card, "seconds": {}}), "seconds: holds no 'train'"),
+            ("metrics.jsonl", lines + "no\n", "metrics.jsonl:3: not JSON"),
+            ("metrics.jsonl", '{"dataset": 5}\n', "metrics.jsonl:1: 'dataset' is 5, expected text"),
+            ("metrics.jsonl", lines + '{"epoch"', ""),
+        )
+    ):
+        broken = tmp_path / str(number)
+        shutil.copytree(run, broken)
+        (broken / name).write_text(text)
+        assert main(["compare", str(broken), "--plot", str(tmp_path / "plot.png")]) == (2 if message else 0)
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == (1 if message else 0)

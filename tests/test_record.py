@@ -84,9 +84,39 @@ def test_a_cold_first_run_is_told_apart_from_the_warm_ones(
     assert "NUMBA_CACHE_DIR" not in os.environ
     cells = readme.protocol(tmp_path / "records").splitlines()[-1]
     assert f"| cold {result['wall_first_s']:,.1f} s, warm {result['wall_rest_s']:,.1f} s |" in cells
-    # Gone on with, the first run still is the cold one.
-    assert main([*told, "--runs", "3"]) == 0
+    # Gone on with, the first run still is the cold one, and none of the others begins with empty caches.
+    assert not (tmp_path / "records" / "one" / ".caches").exists()
+    assert main([*told, "--runs", "3", "--cold"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["first_is_cold"]
+    assert list(mine.rglob("*.npy"))
+
+
+def test_a_cold_record_that_was_stopped_goes_on_with_its_own_caches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, mine = make(tmp_path / "small", num_test=100).path, tmp_path / "mine"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(mine))
+    caches = tmp_path / "records" / "one" / ".caches"
+    told = [*command(data, tmp_path / "records", "one"), "--runs", "2", "--cold"]
+    (caches / "stale").mkdir(parents=True)
+
+    def end(self: object, name: str, done: int, *_: object, **__: object) -> None:
+        if name == "training" and done == 14:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Reporter, "advance", end)
+        assert main(told) == 143
+    assert "--cold" in capsys.readouterr().err
+    kept = sorted(caches.rglob("*.npy"))
+    assert kept and not (caches / "stale").exists()
+    written_ns = kept[0].stat().st_mtime_ns
+    found = []
+    monkeypatch.setattr(Reporter, "advance", lambda *_, **__: found.append(kept[0].stat().st_mtime_ns))
+    assert main(told) == 0
+    assert set(found) == {written_ns}
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["first_is_cold"]
+    assert not caches.exists() and not mine.exists()
 
 
 def test_runs_of_different_recipes_are_no_record() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import optuna
 import pytest
 
 from fastcifar import config as configs
@@ -77,6 +78,14 @@ def test_a_grid_is_every_value_in_decimal_steps() -> None:
     assert definition.grid() == {"optimizer.lr": lrs, "train.threads": [1, 2], "augmentation.flip": ["random", "none"]}
     assert definition.num_trials == 12
     assert parse("trials = 5\n" + text).num_trials == 5
+
+
+def test_a_setting_that_the_recipe_leaves_open_can_be_searched() -> None:
+    recipe = 'recipe = "resnet18_dropout-fast"\npruner = "none"\n'
+    definition = parse(f'{recipe}{FIXED}[space."model.dropout"]\nlow = 0.0\nhigh = 0.5\nstep = 0.1\n')
+    study = optuna.create_study()
+    assert 0 <= definition.suggest(study.ask())["model.dropout"] <= 0.5
+    assert definition.config_of({"model.dropout": 0.3}).model.dropout == 0.3
 
 
 def test_a_study_is_the_same_wherever_its_data_lies_and_however_long_it_gets() -> None:

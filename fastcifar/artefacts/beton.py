@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from fastcifar.artefacts.content import MAX_CHUNK_IMAGES, Block, Content
-from fastcifar.artefacts.files import CHUNK_BYTES, check_size, open_plain, read_at
 from fastcifar.artefacts.index import Part, file_names
 from fastcifar.data.errors import quote, refuse
+from fastcifar.data.files import CHUNK_BYTES, check_size, open_plain, read_at
 
 PAGE_BYTES = 1 << 21  # the smallest that FFCV takes
 _VERSION = 2

@@ -6,10 +6,11 @@ import contextlib
 from pathlib import Path
 from typing import Protocol
 
-from fastcifar.artefacts import conversion, files, folder
+from fastcifar.artefacts import conversion
 from fastcifar.artefacts.formats import module_of
 from fastcifar.artefacts.index import NAME, Index, read_index
-from fastcifar.data import DataError, Dataset, cache_dir
+from fastcifar.claims import claimed
+from fastcifar.data import DataError, Dataset, cache_dir, files
 
 
 class Source(Protocol):
@@ -38,7 +39,7 @@ def cached(source: Source, to: str, on_progress: conversion.Progress | None = No
     if is_current(dest, to, fingerprint):
         return dest
     module_of(to)
-    with folder.claimed(dest, wait=True):
+    with claimed(dest, wait=True):
         if not is_current(dest, to, fingerprint):
             conversion.write(source.load(), to, dest, fingerprint=fingerprint, on_progress=on_progress)
     return dest

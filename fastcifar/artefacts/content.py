@@ -19,6 +19,12 @@ MAX_CHUNK_IMAGES = 1 << 16
 _ROWS_AT_ONCE = 256
 
 
+def mean_and_std(num: int, total: int, squares: int) -> tuple[float, float]:
+    """Mean and population standard deviation, on the scale 0 to 1, of bytes by their exact sum and sum of squares."""
+    variance = Fraction(num * squares - total * total, (255 * num) ** 2)
+    return float(Fraction(total, 255 * num)), math.sqrt(float(variance))
+
+
 class Block(NamedTuple):
     """Bytes to append to a file of the artefact."""
 
@@ -108,14 +114,9 @@ class Summary:
 
     def mean_std(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """Mean and population standard deviation by channel on the scale 0 to 1, from exact sums of integers."""
-        n = self._num_pixels
-        mean = [float(Fraction(total, 255 * n)) for total in self._sums_c]
-        variance = [
-            Fraction(n * square - total * total, (255 * n) ** 2)
-            for total, square in zip(self._sums_c, self._squares_c, strict=True)
-        ]
-        std = [math.sqrt(float(value)) for value in variance]
-        return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+        sums = zip(self._sums_c, self._squares_c, strict=True)
+        red, green, blue = (mean_and_std(self._num_pixels, total, squares) for total, squares in sums)
+        return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 
     def _add_moments(self, pixels_nb: np.ndarray) -> None:
         for start in range(0, len(pixels_nb), _ROWS_AT_ONCE):

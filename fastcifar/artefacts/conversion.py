@@ -20,6 +20,7 @@ from fastcifar.artefacts import index as indexes
 from fastcifar.artefacts.content import Content, Summary
 from fastcifar.artefacts.formats import module_of
 from fastcifar.artefacts.index import File, Index, Part, dumps
+from fastcifar.claims import claimed
 from fastcifar.data import DataError, Dataset, Split
 from fastcifar.data.errors import refuse
 
@@ -52,7 +53,7 @@ def convert(
     if type(copies) is not int or copies < 1:
         raise ValueError(f"copies: got {copies!r}, takes a whole number above 0")
     dest = real_path(dest)
-    with folders.claimed(dest, wait=False):
+    with claimed(dest, wait=False):
         write(dataset, to, dest, fingerprint=fingerprint, copies=copies, on_progress=on_progress)
     return dest
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcifar.artefacts.files import open_plain
 from fastcifar.data.errors import quote, refuse
+from fastcifar.data.files import open_plain
 
 VERSION = 1
 """Of the files' layout and of `index.json`; raised with every change of either."""

@@ -22,9 +22,9 @@ import numpy as np
 from crc32c import crc32c
 
 from fastcifar.artefacts.content import MAX_CHUNK_IMAGES, Block, Content
-from fastcifar.artefacts.files import CHUNK_BYTES, check_size, open_plain, read_at, size_of
 from fastcifar.artefacts.index import Part, file_names
 from fastcifar.data.errors import quote, refuse
+from fastcifar.data.files import CHUNK_BYTES, check_size, open_plain, read_at, size_of
 
 _FRAME_BYTES = 12  # before the payload; 4 follow it
 _MASK_DELTA = 0xA282EAD8

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcifar.artefacts import files
 from fastcifar.artefacts.content import Summary
 from fastcifar.artefacts.index import NAME, PARTS, File, Index, read_index
 from fastcifar.artefacts.reading import chunks
-from fastcifar.data import DataError, Dataset, Split
+from fastcifar.data import DataError, Dataset, Split, files
 
 
 @dataclass(frozen=True)

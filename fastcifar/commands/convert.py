@@ -6,8 +6,6 @@ from typing import Literal
 
 import tyro
 
-SUMMARY = "write a data set as an FFCV, DALI or NumPy artefact"
-
 
 @dataclass(frozen=True)
 class Args:

@@ -15,6 +15,8 @@ class Args:
     data: Path | None = None
     """Score these images instead of the run's test set: a CIFAR folder or .tar.gz (its test part), or a folder with a
     subfolder of PNG or JPEG files for each class."""
+    best: bool = False
+    """The weights of the best validated epoch instead of the last; a run without `data.validation` has none."""
     corruptions: bool = False
     """Also score under noise, blur, contrast, brightness, JPEG and pixelation at five strengths: 30 more passes."""
     limit: int = 0
@@ -38,12 +40,12 @@ def run(args: Args) -> int:
 
     folder = RunFolder.open(args.run)
     with Reporter() as reporter:
-        network = Finished.load(folder, reporter, str(args.data or ""))
+        network = Finished.load(folder, reporter, str(args.data or ""), best=args.best)
         images = images_for(network, reporter, args.data, resize=args.resize, limit=args.limit)
         scored = score(network, images, reporter, with_corruptions=args.corruptions)
         for table in render(scored.evaluation, images):
             reporter.table(table)
-        suffix = results.suffix(args.data, images)
+        suffix = results.suffix(args.data, images, best=args.best)
         for path in results.write(folder, scored, suffix, draw=args.pictures):
             reporter.line(f"wrote {path}")
     print(json.dumps(scored.evaluation.to_json()))

@@ -9,8 +9,6 @@ import tyro
 if TYPE_CHECKING:
     from fastcifar.artefacts import Index
 
-SUMMARY = "say what is in an artefact"
-
 
 @dataclass(frozen=True)
 class Args:

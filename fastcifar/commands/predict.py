@@ -18,6 +18,8 @@ class Args:
     """The CSV file to write, whole or not at all."""
     format: Literal["ID,Labels", "id,label"] = "ID,Labels"
     """ID,Labels: ids from 0 and classes as integers; id,label: ids from 1 and class names."""
+    best: bool = False
+    """The weights of each run's best validated epoch instead of its last."""
     tta: bool = True
     """Average over the views that each run's settings name (evaluate.tta)."""
     resize: bool = False
@@ -44,7 +46,7 @@ def run(args: Args) -> int:
     from fastcifar.evaluation.ensemble import load_runs, mean_probabilities
 
     with Reporter() as reporter:
-        runs = load_runs(folders, reporter)
+        runs = load_runs(folders, reporter, best=args.best)
         class_names = runs[0].class_names
         formats.check_classes(args.format, class_names)
         ids_n = formats.ids_for(args.format, unlabelled.ids_n, len(unlabelled.images_nhwc))
@@ -61,6 +63,7 @@ def run(args: Args) -> int:
         "ids": "counted" if unlabelled.ids_n is None else "of the input",
         "runs": [str(folder.path) for folder in folders],
         "trained_on": [run.dataset for run in runs],
+        "best": args.best,
         "tta": [run.config.evaluate.tta if args.tta else "none" for run in runs],
         "predicted": dict(zip(class_names, counts, strict=True)),
     }

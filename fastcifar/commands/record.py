@@ -50,12 +50,6 @@ def run(args: Args) -> int:
         raise ValueError(f"--runs: got {args.runs}, takes a whole number above 0")
     if not 0 < args.target < 100:
         raise ValueError(f"--target: got {args.target}, takes a percentage")
-    # Numba reads where its cache is when it is imported.
-    with _empty_caches() if args.cold else nullcontext():
-        return _run(args)
-
-
-def _run(args: Args) -> int:
     import json
     import time
     from dataclasses import replace
@@ -72,7 +66,8 @@ def _run(args: Args) -> int:
     args = replace(args, name=name)
     place = args.out / name
     try:
-        told = _record(args, place, clock)
+        with _cold_caches(place, args.seed) if args.cold else nullcontext() as caches:
+            told = _record(args, place, caches, clock)
     except (InterruptedRunError, KeyboardInterrupt) as error:
         code = error.exit_code if isinstance(error, InterruptedRunError) else 130
         message = f"stopped, what was done is kept in {place}; go on with: {_command(args)}"
@@ -81,8 +76,11 @@ def _run(args: Args) -> int:
     return 0
 
 
-def _record(args: Args, place: Path, clock: "Clock") -> dict[str, Any]:
-    """All of it; the record as plain values, with the peer's runs where there is one."""
+def _record(args: Args, place: Path, caches: Path | None, clock: "Clock") -> dict[str, Any]:
+    """All of it; the record as plain values, with the peer's runs where there is one.
+
+    `caches`: those of a cold record, in place of the user's.
+    """
     import json
     import os
     from contextlib import ExitStack
@@ -102,9 +100,9 @@ def _record(args: Args, place: Path, clock: "Clock") -> dict[str, Any]:
         reporter = stack.enter_context(Reporter())
         source, wanted = _plan(args, place, clock, reporter)
         # Found, so that the user's own cache, where a data set may lie, is not asked any more.
-        first_is_cold = args.cold and not RunFolder(_kept(place, args.seed)).card.is_file()
-        if args.cold:
-            os.environ["XDG_CACHE_HOME"] = os.environ["NUMBA_CACHE_DIR"]
+        first_is_cold = args.cold and not _is_kept(place, args.seed)
+        if caches is not None:
+            os.environ["XDG_CACHE_HOME"] = str(caches)
         if peer is not None:
             _lay_out(peer, source, clock)
         for seed in seeds:
@@ -147,7 +145,7 @@ def _plan(args: Args, place: Path, clock: "Clock", reporter: "Reporter") -> "tup
     wanted = {seed: resolve(config, source) for seed, config in loaded.items()}
     for seed, config in wanted.items():
         kept, part = RunFolder(_kept(place, seed)), RunFolder(_part(place, seed))
-        if kept.card.is_file():
+        if _is_kept(place, seed):
             record.check_settings(RunFolder.open(kept.path), config)
         elif _can_go_on(part):
             record.check_settings(part, config)
@@ -156,6 +154,10 @@ def _plan(args: Args, place: Path, clock: "Clock", reporter: "Reporter") -> "tup
 
 def _kept(place: Path, seed: int) -> Path:
     return place / f"seed{seed}"
+
+
+def _is_kept(place: Path, seed: int) -> bool:
+    return (_kept(place, seed) / "card.json").is_file()
 
 
 def _part(place: Path, seed: int) -> Path:
@@ -194,7 +196,7 @@ def _train(
     from fastcifar.training.run import run as train
 
     kept, part = _kept(place, config.seed), _part(place, config.seed)
-    if (kept / "card.json").is_file():
+    if _is_kept(place, config.seed):
         # A process may have died between keeping a run and removing its folder.
         shutil.rmtree(part, ignore_errors=True)
         reporter.line(f"{kept}: there already")
@@ -256,23 +258,36 @@ def _refresh_tables(records: Path, reporter: "Reporter") -> None:
 
 
 @contextmanager
-def _empty_caches() -> Iterator[None]:
-    """A folder of its own for what is compiled, by all that compile, as long as the body runs."""
-    import os
-    import tempfile
+def _cold_caches(place: Path, first_seed: int) -> Iterator[Path | None]:
+    """The record's own folder for what is compiled, by all that compile, as long as the body runs.
 
+    It is empty where the first run is yet to begin, and stays until all runs are over: a process that goes on finds
+    what the one before it left. None, and the user's own caches, where the first run is over and it is gone.
+    """
+    import os
+    import shutil
+
+    from fastcifar.report.run_folder import RunFolder
+
+    caches = (place / ".caches").resolve()
+    if _is_kept(place, first_seed) and not caches.is_dir():
+        yield None
+        return
+    if not _is_kept(place, first_seed) and not _can_go_on(RunFolder(_part(place, first_seed))):
+        shutil.rmtree(caches, ignore_errors=True)
     names = ("NUMBA_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME")
     before = {name: os.environ.get(name) for name in names}
-    with tempfile.TemporaryDirectory(prefix="fastcifar-cold-") as folder:
-        os.environ |= dict.fromkeys(names[:3], folder)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+    # Numba reads where its cache is when it is imported: nothing before this may import it.
+    os.environ |= dict.fromkeys(names[:3], str(caches))
+    try:
+        yield caches
+        shutil.rmtree(caches, ignore_errors=True)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _command(args: Args) -> str:

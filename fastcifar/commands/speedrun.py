@@ -74,8 +74,10 @@ def run(args: Args) -> int:
         source = find_data(DataConfig(args.dataset, str(args.data or "")), clock, reporter)
         recipe = args.recipe or ("speedrun-shapes10" if source.dataset == "shapes10" else RECIPES[aim])
         target = {"cifar10": aim, "shapes10": SHAPES10_TARGET}.get(source.dataset, 0)
+        # A recipe that is named may have a target of its own.
+        told = [] if args.recipe and not args.target else [f"target={target}"]
         for seed in range(args.seed, args.seed + args.runs):
-            config = resolve(configs.load(recipe, [f"target={target}", *_settings(args, seed)]), source)
+            config = resolve(configs.load(recipe, [*told, *_settings(args, seed)]), source)
             out = args.out / f"seed{seed}" if args.out and args.runs > 1 else args.out
             folder = RunFolder.create(out, config)
             card = train(config, source, folder, clock, reporter, listeners=listeners)

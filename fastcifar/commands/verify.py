@@ -5,8 +5,6 @@ from pathlib import Path
 
 import tyro
 
-SUMMARY = "check an artefact's hashes and pixels"
-
 
 @dataclass(frozen=True)
 class Args:

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastcifar.data.errors import quote, refuse
+from fastcifar.data.files import open_plain, size_of
 from fastcifar.data.split import Dataset, Split
-from fastcifar.data.tar import open_regular, read_members
+from fastcifar.data.tar import A_FILE, read_members
 from fastcifar.data.unpickle import unpickle
 
 NUM_TRAIN, NUM_TEST = 50_000, 10_000
@@ -135,8 +136,8 @@ def _fetch_from_folder(layout: Layout, folder: Path) -> Fetch:
 
     def fetch(name: str) -> tuple[str, bytes]:
         path = folder / name
-        with open(open_regular(path), "rb") as file:
-            num_bytes = os.fstat(file.fileno()).st_size
+        with open_plain(path, A_FILE) as file:
+            num_bytes = size_of(file)
             if num_bytes > _max_bytes(layout, name):
                 raise refuse(path, f"has {num_bytes:,} bytes", f"at most {_max_bytes(layout, name):,}")
             try:

@@ -7,18 +7,18 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from fastcifar.data import cifar
+from fastcifar.data import cifar, files
 from fastcifar.data.download import ARCHIVES, Progress
 from fastcifar.data.download import download as fetch
 from fastcifar.data.errors import DataError, refuse
 from fastcifar.data.split import Dataset
-from fastcifar.data.tar import find_folder, open_regular
+from fastcifar.data.tar import A_FILE, find_folder
 
 DATASETS = ("auto", "cifar10", "cifar100", "shapes10")
 _TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-_CHUNK_BYTES = 1 << 20
 # Goes into every fingerprint: raise it when the readers come to mean something else by the same bytes.
 _READER_VERSION = 1
 
@@ -51,7 +51,7 @@ class Source:
             names = list(_layout(self.dataset, self.layout).files)
             paths = [self.path / name for name in names]
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            digests = list(pool.map(_sha256, paths))
+            digests = list(pool.map(partial(files.sha256, expected=A_FILE), paths))
         head = f"fastcifar {_READER_VERSION} {self.dataset} {self.layout}\n"
         lines = "".join(f"{name} {digest}\n" for name, digest in zip(names, digests, strict=True))
         return hashlib.sha256((head + lines).encode()).hexdigest()
@@ -186,11 +186,3 @@ def _names(dataset: str) -> str:
 
 def _layout(dataset: str, kind: str) -> cifar.Layout:
     return next(layout for layout in cifar.LAYOUTS if (layout.dataset, layout.kind) == (dataset, kind))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(open_regular(path), "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -11,33 +11,21 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import os
 import posixpath
-import stat
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from fastcifar.data.errors import quote, refuse
+from fastcifar.data.files import open_plain
 
 # CIFAR-10's and CIFAR-100's archives expand to 187 MB; deflate can make 1,032 bytes of one.
 MAX_EXPANDED_BYTES = 1 << 30
 MAX_MEMBERS = 1_000
 _BLOCK_BYTES = 512
 _CHUNK_BYTES = 1 << 20
-
-
-def open_regular(path: Path) -> int:
-    """A descriptor of a plain file, and of nothing else: a pipe or a device could block. `DataError` otherwise."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as error:
-        raise refuse(path, f"cannot be read ({error.strerror})") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise refuse(path, "is no plain file", "a file of CIFAR")
-    return descriptor
+A_FILE = "a file of CIFAR"
 
 
 class Member(NamedTuple):
@@ -90,7 +78,7 @@ class _Archive:
         self.num_read_bytes = 0
 
     def __iter__(self) -> Iterator[tuple[Member, Iterator[bytes]]]:
-        with open(open_regular(self.path), "rb") as file, gzip.GzipFile(fileobj=file) as self.stream:
+        with open_plain(self.path, A_FILE) as file, gzip.GzipFile(fileobj=file) as self.stream:
             for _ in range(MAX_MEMBERS):
                 header = self._read(_BLOCK_BYTES, or_nothing=True)
                 if not any(header):

@@ -3,8 +3,8 @@
 `pickle.loads` runs whatever a file asks for, and even a subclass with a `find_class` of its own keeps opcodes that
 allocate by a number in the file (memo indices), that skip `find_class` (extension codes) and that hand the file's
 values to `ndarray.__setstate__`. So this is a small stack machine of its own. It knows the opcodes of protocols 2 to
-5 that plain containers, text, numbers and NumPy arrays need, and three callables, which it never calls: it notes that
-an array was asked for, and makes a plain integer array itself, as a view of the file's bytes. Anything else is a
+5 that plain containers, text, numbers and NumPy arrays need, and four callables, which it never calls: it notes that
+an array was asked for, and makes a plain array of numbers itself, as a view of the file's bytes. Anything else is a
 `DataError`. Time and memory are linear in the size of the file, and the number of operations has a ceiling.
 
 Opcodes: https://github.com/python/cpython/blob/main/Lib/pickletools.py. What an array's pickle looks like:
@@ -325,7 +325,7 @@ _OPERATIONS: dict[int, Callable[[_Machine], Any]] = {
 def unpickle(data: bytes | memoryview, name: str, *, dtypes: tuple[str, ...] = ("uint8",)) -> dict[str, Any]:
     """The dictionary that a CIFAR pickle holds; nothing in the file is ever run or imported.
 
-    `name` is the file's, for messages. `dtypes` are the integer types that arrays in it may have. Keys are text
+    `name` is the file's, for messages. `dtypes` are those that arrays in it may have. Keys are text
     (Python 2's strings decoded as Latin-1); values are None, bool, int, str, bytes, list, tuple, dict, memoryview (a
     Python 2 string of more than 255 bytes) or a NumPy array, read-only, that shares memory with `data`. `DataError`
     for everything else, for an operation or a name that CIFAR's files do not need, and for a file that is cut off.

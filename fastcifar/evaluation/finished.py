@@ -1,6 +1,5 @@
 """A finished run's network, ready to look at images."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastcifar import artefacts, models, pipelines
+from fastcifar import artefacts, pipelines
 from fastcifar.data import Source, Split
 from fastcifar.data.locate import find
 from fastcifar.kernels import Normalisation
@@ -22,7 +21,7 @@ from fastcifar.training import checkpoints
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import keep_freed_memory, pick_device, pick_dtype
 from fastcifar.training.evaluation import Predictions, predict
-from fastcifar.training.session import find_data
+from fastcifar.training.session import about_data, build_network, find_data
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Finished:
     dtype: torch.dtype
 
     @classmethod
-    def load(cls, folder: RunFolder, reporter: Reporter, data_path: str = "") -> "Finished":
-        """The network of `folder`, in evaluation mode, on the device.
+    def load(cls, folder: RunFolder, reporter: Reporter, data_path: str = "", *, best: bool = False) -> "Finished":
+        """The network of `folder`, in evaluation mode, on the device; `best`: of the best validated epoch.
 
         The weights say what they are for; those of older runs do not, and then the data set is read: at `data_path`
         where that holds it, else where the run found it. `ValueError` where there are no weights, or they do not fit.
@@ -50,18 +49,11 @@ class Finished:
         config = folder.read_config()
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        about = _about(folder)
-        if "class_names" not in about:
-            about = _about_data(read_test_set(config, reporter, data_path)[1])
+        weights = folder.best if best else folder.weights
+        about = about_weights(weights) or about_data(read_test_set(config, reporter, data_path)[1])
         device = pick_device()
-        network = models.build(
-            config.model.name,
-            num_classes=len(about["class_names"]),
-            widths=config.model.widths,
-            dropout=config.model.dropout,
-            max_parameters=config.model.max_parameters,
-        )
-        checkpoints.load_weights(folder.weights, network)
+        network = build_network(config.model, len(about["class_names"]))
+        checkpoints.load_weights(weights, network)
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return cls(
             folder=folder,
@@ -107,19 +99,15 @@ def _told(reporter: Reporter) -> Callable[[int, int], None]:
     return partial(reporter.advance, "converting")
 
 
-def _about(folder: RunFolder) -> dict[str, Any]:
-    """What a run's weights say of themselves."""
-    from safetensors import SafetensorError, safe_open
-
-    expected = "the weights of a finished run"
-    if not folder.weights.is_file():
-        raise ValueError(f"{folder.weights}: no such file; expected {expected}")
-    try:
-        with safe_open(folder.weights, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("fastcifar", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{folder.weights}: not a whole safetensors file: {error}; expected {expected}") from None
-
-
-def _about_data(index: artefacts.Index) -> dict[str, Any]:
-    return {name: getattr(index, name) for name in ("dataset", "class_names", "mean", "std")}
+def about_weights(path: Path) -> dict[str, Any]:
+    """What weights say of the data set that they are for; empty of an older run's, which say nothing of it."""
+    about = checkpoints.read_about(path)
+    if "class_names" not in about:
+        return {}
+    names, dataset = about["class_names"], about.get("dataset")
+    of_channels = all(isinstance(about.get(name), list) and len(about[name]) == 3 for name in ("mean", "std"))
+    are_names = isinstance(names, list) and names and all(isinstance(name, str) for name in (*names, dataset))
+    if not (of_channels and are_names):
+        expected = "a data set, its classes, and mean and std of three channels"
+        raise ValueError(f"{path}: its metadata is damaged, expected {expected}")
+    return about

@@ -44,11 +44,11 @@ def read_image_folder(
     return Split(images_nhwc, labels_n, tuple(class_names), folder.name, "images", str(folder)), names
 
 
-def image_names(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+def image_names(folder: Path) -> list[str]:
     """Names of a folder's images in natural order (2.png before 10.png); `DataError` for any other file, or none."""
     names = _visible(folder)
-    takes = "/".join(suffix[1:].upper() for suffix in suffixes if suffix != ".jpeg")
-    strange = [name for name in names if not name.lower().endswith(suffixes) or not (folder / name).is_file()]
+    takes = "/".join(suffix[1:].upper() for suffix in SUFFIXES if suffix != ".jpeg")
+    strange = [name for name in names if not name.lower().endswith(SUFFIXES) or not (folder / name).is_file()]
     if strange:
         raise refuse(folder / strange[0], "is no image", f"nothing but {takes} files")
     if not names:

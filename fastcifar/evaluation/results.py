@@ -19,9 +19,10 @@ from fastcifar.training.checkpoints import load_predictions
 NUM_PREVIEWED, NUM_PREVIEWED_EPOCHS = 8, 8
 
 
-def suffix(data: Path | None, images: Images) -> str:
-    """What tells this evaluation's files from those of the whole test set: other images, or a few of them."""
-    parts = []
+def suffix(data: Path | None, images: Images, *, best: bool = False) -> str:
+    """What tells this evaluation's files from those of the last weights and the whole test set: the best weights, other
+    images, or a few of them."""
+    parts = ["best"] if best else []
     if data is not None:
         parts.append(re.sub(r"[^A-Za-z0-9._-]+", "-", data.resolve().name.removesuffix(".tar.gz")) or "data")
     if len(images.labels_n) < images.num_whole:

@@ -35,23 +35,20 @@ class Row:
         config, card, lines = folder.read_config(), folder.read_card(), folder.read_metrics()
         done = min(lines[-1]["epoch"], config.train.epochs) if lines else 0.0
         told: dict[str, Any] = card or {"dataset": lines[-1]["dataset"] if lines else config.data.dataset}
-        try:
-            return cls(
-                run=str(folder.path),
-                recipe=config.name,
-                network=config.model.name,
-                num_parameters=told.get("num_parameters"),
-                epochs=config.train.epochs if card else done,
-                dataset=told["dataset"],
-                seed=config.seed,
-                accuracy=card["accuracy"] if card else None,
-                tta=config.evaluate.tta,
-                tta_accuracy=card["tta_accuracy"] if card else None,
-                validation_accuracy=lines[-1].get("validation_accuracy") if lines else None,
-                train_s=card["seconds"]["train"] if card else None,
-            )
-        except KeyError as error:
-            raise ValueError(f"{folder.card}: holds no {error}, expected the card of a run") from None
+        return cls(
+            run=str(folder.path),
+            recipe=config.name,
+            network=config.model.name,
+            num_parameters=told.get("num_parameters"),
+            epochs=config.train.epochs if card else done,
+            dataset=told["dataset"],
+            seed=config.seed,
+            accuracy=card["accuracy"] if card else None,
+            tta=config.evaluate.tta,
+            tta_accuracy=card["tta_accuracy"] if card else None,
+            validation_accuracy=lines[-1].get("validation_accuracy") if lines else None,
+            train_s=card["seconds"]["train"] if card else None,
+        )
 
 
 @dataclass(frozen=True)

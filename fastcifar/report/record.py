@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,8 +22,6 @@ MIN_RUNS, MAX_P = 10, 0.01
 KEPT = ("config.toml", "metrics.jsonl", "environment.json", "card.json")
 # In the folder of a run that goes on: what it took so far.
 SPENT = "spent.json"
-# What runs of one record may have another of.
-MAY_DIFFER = ("seed", "data.path")
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,8 @@ def take_together(cards: Sequence[dict[str, Any]], target: float, environments: 
 
 def check_settings(folder: RunFolder, config: Config) -> None:
     """`ValueError` names the settings in which an earlier run of a record differs from `config`, that of its next."""
-    told = configs.differences(folder.read_config(), config)
-    if changed := [sentence for name, sentence in told.items() if name not in MAY_DIFFER]:
+    told = configs.differences(_without_paths(folder.read_config()), _without_paths(config))
+    if changed := [sentence for name, sentence in told.items() if name != "seed"]:
         raise ValueError(
             f"{folder.path}: a record takes runs of one configuration: {'; '.join(changed)}; "
             "other settings take another --name"
@@ -179,7 +176,7 @@ def keep(run: Path, place: Path, seconds: dict[str, float], energy_j: float | No
     for name in KEPT:
         text = (run / name).read_text(encoding="utf-8")
         if name == "config.toml":
-            text = re.sub(r'^path = ".*"$', 'path = ""', text, flags=re.MULTILINE)
+            text = configs.dumps(_without_paths(RunFolder(run).read_config()))
         elif name == "environment.json":
             about = {key: value for key, value in json.loads(text).items() if key != "command"}
             text = json.dumps({**about, "energy_j": energy_j, "empty_caches": is_cold}, indent=2) + "\n"
@@ -188,6 +185,16 @@ def keep(run: Path, place: Path, seconds: dict[str, float], energy_j: float | No
             card |= {"run": place.name, "source": Path(card["source"]).name, "seconds": seconds}
             text = json.dumps(card, indent=2) + "\n"
         write_atomically(place / name, text.encode())
+
+
+def _without_paths(config: Config) -> Config:
+    """The configuration without where things lie on this machine; of other runs their folders' names stay."""
+    return replace(
+        config,
+        data=replace(config.data, path=""),
+        train=replace(config.train, start_from=Path(config.train.start_from).name),
+        distill=replace(config.distill, teacher=Path(config.distill.teacher).name),
+    )
 
 
 def write(place: Path, record: Record) -> None:

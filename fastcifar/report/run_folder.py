@@ -16,13 +16,23 @@ import json
 import math
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastcifar import config as configs
 from fastcifar.atomic import clear_away, write_atomically
+from fastcifar.claims import claimed
+from fastcifar.data.errors import quote
 from fastcifar.schema import Config
+
+Held = Mapping[str, str]
+"""Names of values in a JSON object, and of what kind each must be."""
+_KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "a JSON object": (dict,), "a number": (int, float)}
+# What whoever reads these files relies on.
+_METRICS_HOLD = {"dataset": "text", **dict.fromkeys(("epoch", "step", "loss", "accuracy", "lr"), "a number")}
+_CARD_HOLDS = {"dataset": "text", "accuracy": "a number", "tta_accuracy": "a number", "seconds": "a JSON object"}
+_SECONDS_HOLD = dict.fromkeys(("train", "evaluate", "total"), "a number")
 
 
 class RunFolder:
@@ -76,8 +86,6 @@ class RunFolder:
 
         Held until `release`, or until this object or its process is gone.
         """
-        from fastcifar.artefacts.folder import claimed
-
         stack = contextlib.ExitStack()
         stack.enter_context(claimed(self.path.absolute(), wait=False))
         self.release = weakref.finalize(self, stack.close)
@@ -94,12 +102,17 @@ class RunFolder:
         """The lines of metrics.jsonl, one an epoch; none where there is no such file. `ValueError` names a bad line."""
         if not self.metrics.is_file():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines()
-        return [_object(f"{self.metrics}:{number}", line) for number, line in enumerate(lines, start=1)]
+        numbered = enumerate(self._metrics_lines(), start=1)
+        return [_object(f"{self.metrics}:{number}", line, _METRICS_HOLD) for number, line in numbered]
 
     def read_card(self) -> dict[str, Any] | None:
-        """The result card as plain values; None where the run is not finished."""
-        return _object(str(self.card), self.card.read_text(encoding="utf-8")) if self.card.is_file() else None
+        """The result card as plain values; None where the run is not finished. `ValueError` where it is damaged."""
+        if not self.card.is_file():
+            return None
+        text = self.card.read_text(encoding="utf-8", errors="replace")
+        card = _object(str(self.card), text, _CARD_HOLDS)
+        _check_held(f"{self.card}: seconds", card["seconds"], _SECONDS_HOLD)
+        return card
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl. `OSError` names the file."""
@@ -125,14 +138,24 @@ class RunFolder:
         return self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
 
 
-def _object(where: str, text: str) -> dict[str, Any]:
+def _object(where: str, text: str, holds: Held) -> dict[str, Any]:
+    """The JSON object that a text is. `ValueError` where it is none, or lacks one of the values that it `holds`."""
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{where}: got {type(value).__name__}, expected a JSON object")
+    _check_held(where, value, holds)
     return value
+
+
+def _check_held(where: str, value: dict[str, Any], holds: Held) -> None:
+    for name, kind in holds.items():
+        if name not in value:
+            raise ValueError(f"{where}: holds no {name!r}")
+        if not isinstance(value[name], _KINDS[kind]):
+            raise ValueError(f"{where}: {name!r} is {quote(value[name])}, expected {kind}")
 
 
 def _step(line: str) -> float:

@@ -17,14 +17,13 @@ import numpy as np
 class Format:
     """One way to write a submission."""
 
-    header: str
     first_id: int
     """The lowest id, and the first where ids are counted."""
     by_name: bool
     """Whether classes are written as names, else as integers."""
 
 
-FORMATS = {"ID,Labels": Format("ID,Labels", 0, False), "id,label": Format("id,label", 1, True)}
+FORMATS = {"ID,Labels": Format(0, False), "id,label": Format(1, True)}
 NUM_NAMED_CLASSES = 10
 """Classes that `id,label` has names for."""
 

@@ -2,16 +2,13 @@
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from fastcifar.report import canvas
 
-# Told apart by people of any colour vision, and in grey: Okabe and Ito (2008), jfly.uni-koeln.de/color.
-COMPLETE, PRUNED, BEST = "#0072B2", "#E69F00", "#333333"
+COMPLETE, PRUNED, BEST = canvas.BLUE, canvas.ORANGE, "#333333"
 # PED-ANOVA asks what the best trials have in common; its authors want 5 of them at least.
 FEWEST_GOOD_TRIALS = 5
 
@@ -35,8 +32,8 @@ def draw_history(study: optuna.Study, path: Path) -> None:
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     pruned = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.value is not None]
-    figure = _figure(7.5, 4.2)
-    axes = figure.add_axes((0.10, 0.13, 0.87, 0.75))
+    figure = canvas.new_figure(7.5, 4.2)
+    axes = figure.subplots()
     axes.plot(*_points(complete), "o", color=COMPLETE, label="complete")
     if pruned:
         axes.plot(*_points(pruned), "x", color=PRUNED, label="pruned, at its last epoch")
@@ -48,39 +45,26 @@ def draw_history(study: optuna.Study, path: Path) -> None:
     axes.set_xlabel("trial")
     axes.set_ylabel(f"{dataset} validation accuracy, %")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    canvas.style(axes)
     axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    canvas.save(figure, path)
 
 
 def draw_importances(study: optuna.Study, found: dict[str, float], path: Path) -> None:
     """Bars of the settings' importances, as a PNG."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    height = 1.5 + 0.34 * len(found)
-    figure = _figure(7.5, height)
-    axes = figure.add_axes((0.34, 0.62 / height, 0.58, 1 - 1.25 / height))
+    figure = canvas.new_figure(7.5, 1.5 + 0.34 * len(found))
+    axes = figure.subplots()
     names = list(found)[::-1]
     bars = axes.barh(names, [found[name] for name in names], color=COMPLETE, height=0.66)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
     axes.margins(x=0.12)
     dataset = complete[0].user_attrs["dataset"]
     title = f"{study.study_name}: what the {dataset} validation accuracy hangs on"
-    figure.text(0.02, 1 - 0.32 / height, title, fontsize=11, fontweight="bold", va="center")
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11, fontweight="bold")
     axes.set_xlabel(f"importance (PED-ANOVA over {len(complete)} complete trials)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    # The object interface draws without a display, and without a state that others might share.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110)
-    FigureCanvasAgg(figure)
-    return figure
+    canvas.save(figure, path)
 
 
 def _points(trials: list[FrozenTrial]) -> tuple[list[int], list[float]]:

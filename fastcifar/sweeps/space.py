@@ -143,8 +143,11 @@ class Definition:
         return found
 
     def is_whole(self, key: str) -> bool:
-        """Whether a setting is a whole number."""
-        return isinstance(_get(self.tree, key), int)
+        """Whether a setting is a whole number; not where the recipe leaves it open, or knows none of this name."""
+        try:
+            return isinstance(_get(self.tree, key), int)
+        except (KeyError, TypeError):
+            return False
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
         """Have the study's sampler choose a value for each searched setting; as `trial.params` stores them."""
@@ -231,7 +234,7 @@ def _check_settings(definition: Definition) -> None:
             raise ValueError(f"space.{key}: trials are compared on one split of one data set, takes other settings")
         for value in domain.choices or _extremes(domain):
             number = value
-            if not domain.choices and value == int(value) and _is_whole_setting(definition.tree, key):
+            if not domain.choices and value == int(value) and definition.is_whole(key):
                 number = int(value)
             configs.build(Config, _put(definition.tree, key, number), "")
         if not domain.choices and domain.step is not None and definition.is_whole(key):
@@ -272,13 +275,6 @@ def _domain(key: str, tree: Any) -> Domain:
 
 def _extremes(domain: Domain) -> tuple[Any, ...]:
     return domain.choices or (domain.low, domain.high)
-
-
-def _is_whole_setting(tree: Mapping[str, Any], key: str) -> bool:
-    try:
-        return isinstance(_get(tree, key), int)
-    except (KeyError, TypeError):
-        return False  # no such setting, which is for whoever reads the tree to say
 
 
 def _leaves(tree: Mapping[str, Any], known: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

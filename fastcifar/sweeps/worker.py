@@ -128,6 +128,7 @@ class _Objective:
     def _run(self, trial: optuna.Trial) -> float:
         from fastcifar.report.tracking import trackers
         from fastcifar.training.clock import Clock
+        from fastcifar.training.loop import forget_compiled
         from fastcifar.training.run import fit
         from fastcifar.training.tally import NonFiniteLossError
 
@@ -154,6 +155,8 @@ class _Objective:
         except InterruptedRunError as error:
             message = "stopped; the trial is back in the queue, and the same command goes on"
             raise InterruptedRunError(message, error.exit_code) from None
+        finally:
+            forget_compiled()
         assert trained.validation_accuracy is not None  # a space without a validation split is refused
         return trained.validation_accuracy
 

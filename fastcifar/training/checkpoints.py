@@ -48,6 +48,11 @@ def load_predictions(path: Path) -> Predictions:
         raise ValueError(f"{path}: holds no predictions: {error}") from None
 
 
+def read_about(path: Path) -> dict[str, Any]:
+    """What a file that this module wrote says of itself. `ValueError` where it is none, or damaged."""
+    return _read(path, with_tensors=False)[1]
+
+
 def load_weights(path: Path, network: nn.Module) -> None:
     """Read weights into the network. `ValueError` names the first tensor that is missing, strange or not finite."""
     tensors, _ = _read(path)
@@ -104,7 +109,7 @@ def load_checkpoint(path: Path, state: State) -> None:
             _match_layouts(optimizer)
         for name, average in state.averaging.average.items():
             average.copy_(tensors[f"average.{name}"])
-        state.tally = Tally.from_tensors(_named(tensors, "tally."))
+        state.tally = Tally.from_tensors(_named(tensors, "tally."), next(state.network.parameters()).device)
         state.scaler.load_state_dict(about["scaler"])
         state.plateau = Plateau(**about["plateau"])
         state.step, state.skipped_steps = int(about["step"]), int(about["skipped_steps"])
@@ -164,15 +169,16 @@ def _to_bytes(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
     return save(plain, metadata={"fastcifar": json.dumps(about, sort_keys=True)})
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
-        raise ValueError(f"{path}: no such file, expected safetensors weights")
+        raise ValueError(f"{path}: no such file, expected the weights of a finished run")
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("fastcifar", "{}"))
             if not isinstance(about, dict):
                 raise ValueError("its metadata is no JSON object")
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            names = file.keys() if with_tensors else ()
+            return {name: file.get_tensor(name) for name in names}, about
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a whole safetensors file: {quote(str(error), 300)}") from None
 

@@ -29,6 +29,12 @@ def pick_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if units.get("amx_bf16") or units.get("avx512_bf16") else torch.float32
 
 
+def use_tensor_cores(device: torch.device) -> None:
+    """Have a GPU's float32 products take TF32, as its convolutions do by default: float32 is one thing then."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
 def use_compile(config: TrainConfig, device: torch.device) -> bool:
     """Whether to compile the step: on a CPU it was measured to cost 40 s and win nothing (bench/LOG.md)."""
     return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")

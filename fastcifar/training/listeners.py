@@ -1,4 +1,4 @@
-"""Who hears how a run goes: trackers, sweeps, pictures."""
+"""Who hears how a run goes: trackers, sweeps, the meter of a record."""
 
 from typing import Any, Protocol
 

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -53,13 +54,14 @@ def new_state(network: nn.Module, config: Config, dtype: torch.dtype, teacher: n
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the caller wants to hear, and whether it wants the run to end: each of these may do nothing."""
+    """What the caller wants to hear, and whether it wants the run to end."""
 
-    on_step: Callable[[int, int], None] = field(default=lambda step, total_steps: None)
-    on_epoch: Callable[[EpochReport], None] = field(default=lambda report: None)
-    stop: Callable[[], bool] = field(default=lambda: False)
+    on_step: Callable[[int, int], None]
+    """Told the number of the step that is done, and how many there are."""
+    on_epoch: Callable[[EpochReport], None]
+    stop: Callable[[], bool]
     """Asked after each step: whether to return now, the run unfinished."""
-    ends: Callable[[], bool] = field(default=lambda: False)
+    ends: Callable[[], bool]
     """Asked before each epoch: whether the run is over early."""
 
 
@@ -159,10 +161,21 @@ def turning_steps(config: Config, steps_per_epoch: int) -> list[int]:
 
 
 def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network compiled for its device; on a GPU its steps are replayed as CUDA graphs."""
+    """The network compiled for its device; on a GPU its steps are replayed as CUDA graphs.
+
+    Without autotuning: it picks kernels by their time, so that a seed would not repeat its bits, and takes minutes.
+    """
+    # A new resolution compiles anew: one form for all sizes would be slower than each of its own. Beyond the limit, of
+    # all networks that a process trains one after the other, steps would go on uncompiled without a word.
+    torch._dynamo.config.recompile_limit = 64
     on_gpu = next(network.parameters()).is_cuda
-    # A new resolution compiles anew: one form for all sizes would be slower than each of its own.
-    return torch.compile(network, mode="max-autotune" if on_gpu else None, dynamic=False)
+    return torch.compile(network, mode="reduce-overhead" if on_gpu else None, dynamic=False)
+
+
+def forget_compiled() -> None:
+    """Let go of all that was compiled in this process, and of the memory that its graphs hold."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _seed_dropout(network: nn.Module, seed: int, step: int) -> None:

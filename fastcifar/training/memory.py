@@ -1,17 +1,29 @@
 """What to say when memory runs out."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 
 class OutOfMemoryError(ValueError):
-    """The device's memory does not hold a step of this batch size."""
+    """The device's memory does not hold a step, or an evaluation, of this batch size."""
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
     """Whether the error is torch's way of saying so; on a CPU it has no class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def fits(work: Callable[[], object]) -> bool:
+    """Do some work; False where memory ran out, of which nothing of the work holds any more then."""
+    try:
+        work()
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def largest_fitting(attempt: Callable[[int], None], batch_size: int) -> int:
@@ -20,12 +32,7 @@ def largest_fitting(attempt: Callable[[int], None], batch_size: int) -> int:
     while num:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        try:
-            attempt(num)
-        except RuntimeError as error:
-            if not ran_out_of_memory(error):
-                raise
-            num //= 2
-        else:
+        if fits(partial(attempt, num)):
             return num
+        num //= 2
     return 0

@@ -3,7 +3,8 @@
 import gc
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,11 @@ from fastcifar.schema import Config
 from fastcifar.training import checkpoints, loop
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import describe, use_compile
-from fastcifar.training.evaluation import Predictions
+from fastcifar.training.evaluation import Predictions, predict
 from fastcifar.training.listeners import Listener
-from fastcifar.training.memory import OutOfMemoryError, largest_fitting, ran_out_of_memory
+from fastcifar.training.memory import OutOfMemoryError, fits, largest_fitting, ran_out_of_memory
 from fastcifar.training.resolution import resize
-from fastcifar.training.session import Session
+from fastcifar.training.session import Session, about_data
 from fastcifar.training.tally import EpochReport, NonFiniteLossError
 
 if TYPE_CHECKING:
@@ -71,10 +72,11 @@ def fit(
     write_atomically(folder.environment, (json.dumps(about, indent=2) + "\n").encode())
     with clock.part("compile"):
         kernels.prepare(session.device)
+    goes_on = resume and bool(checkpoints.checkpoint_paths(folder.checkpoints))
     with clock.part("load"):
         train_rows_n, validation_rows_n = session.split_rows()
         network = session.network()
-        if config.train.start_from:
+        if config.train.start_from and not goes_on:
             checkpoints.load_weights(RunFolder.open(Path(config.train.start_from)).weights, network)
         teacher = _teacher(session)
         pipeline = session.training_pipeline(train_rows_n)
@@ -83,9 +85,10 @@ def fit(
         state = loop.new_state(network, config, session.dtype, teacher)
         if compiled := use_compile(config.train, session.device):
             forward = loop.compiled(network)
-            _warm_up(network, forward, pipeline, session, clock)
+            if not fits(partial(_warm_up, network, forward, pipeline, session, clock)):
+                raise OutOfMemoryError(_memory_sentence(session, state, pipeline))
         if resume:
-            if checkpoints.checkpoint_paths(folder.checkpoints):
+            if goes_on:
                 used, wrong = checkpoints.load_latest(folder.checkpoints, state)
                 for sentence in wrong:
                     reporter.line(f"passed over: {sentence}")
@@ -131,8 +134,7 @@ def run(
         predictions = session.predictions(network, "test", config.evaluate.tta)
     checkpoints.save_predictions(folder.predictions, predictions)
     # With these, weights say what they are for without the data set that they were trained on.
-    about = {name: getattr(session.index, name) for name in ("dataset", "class_names", "mean", "std")}
-    checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), **about})
+    checkpoints.save_weights(folder.weights, network, {"model": asdict(config.model), **about_data(session.index)})
     card = Card(
         recipe=config.name,
         dataset=session.index.dataset,
@@ -178,7 +180,6 @@ class _Training:
     reporter: Reporter
     validation_rows_n: "np.ndarray | None"
     listeners: Sequence[Listener]
-    reports: list[EpochReport] = field(default_factory=list)
     validation_accuracy: float | None = None
 
     def run(self) -> None:
@@ -204,7 +205,7 @@ class _Training:
                 over = None
             if over is None:
                 # Out of the handler: within it the traceback holds the failed step's tensors, beside which less fits.
-                raise OutOfMemoryError(self._memory_sentence())
+                raise OutOfMemoryError(_memory_sentence(self.session, state, self.pipeline))
             if not over:
                 path = self._save()
                 raise InterruptedRunError(
@@ -218,30 +219,33 @@ class _Training:
 
     def _on_epoch(self, report: EpochReport) -> None:
         config, dataset = self.session.config, self.session.index.dataset
-        self.reports.append(report)
         entry = {"dataset": dataset, **asdict(report), "validation_accuracy": None}
         if self.validation_rows_n is not None:
-            predictions = self._validate()
+            predictions = self._validate(report.epoch)
             entry |= {"validation_accuracy": predictions.accuracy, "validation_loss": predictions.loss}
         if self.state.skipped_steps:
             entry["skipped_steps"] = self.state.skipped_steps
         self.folder.append_metrics(entry)
         self.reporter.epoch(report, config.train.epochs, dataset, self.validation_accuracy)
         if config.train.checkpoint_epochs and report.epoch % config.train.checkpoint_epochs == 0:
-            self._save()
+            with self.clock.part("other"):
+                self._save()
         for listener in self.listeners:
             listener.epoch(entry)
 
-    def _validate(self) -> Predictions:
-        """Score the validation split, and tell those that go by it: the plateau, early stopping, the best weights."""
+    def _validate(self, epoch: int) -> Predictions:
+        """Score the validation split after an epoch, counted from 1, and tell those that go by it.
+
+        That is the plateau, early stopping and the best weights.
+        """
         state, session = self.state, self.session
         with self.clock.part("evaluate"), state.averaging.applied():
             predictions = session.predictions(state.network, "train", "none", self.validation_rows_n)
             self.validation_accuracy = predictions.accuracy
             state.plateau.update(session.config.schedule, predictions.loss, predictions.accuracy)
             if predictions.accuracy > state.best_accuracy:
-                state.best_accuracy, state.best_epoch = predictions.accuracy, self.reports[-1].epoch
-                about = {"model": asdict(session.config.model), "epoch": state.best_epoch}
+                state.best_accuracy, state.best_epoch = predictions.accuracy, epoch
+                about = {"model": asdict(session.config.model), "epoch": epoch, **about_data(session.index)}
                 checkpoints.save_weights(self.folder.best, state.network, about)
         return predictions
 
@@ -266,28 +270,6 @@ class _Training:
         tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
         checkpoints.save_tensors(self.folder.nonfinite, tensors, {"step": step, "epoch": epoch + 1})
 
-    def _memory_sentence(self) -> str:
-        """What would have fitted, found by trying."""
-        config, state, dtype = self.session.config, self.state, self.session.dtype
-        for optimizer in state.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        gc.collect()
-        pixels = max((stage.pixels for stage in config.train.resolution), default=0)
-
-        def attempt(num: int) -> None:
-            batch = next(iter(self.pipeline.epoch(0)))
-            images = resize(batch.images[:num], pixels)
-            part = replace(batch, images=images, labels=batch.labels[:num], mix_labels=None, mix_weights=None)
-            loss, logits = loop.loss_and_logits(state.network, part, images, 0.0, dtype)
-            if state.teacher is not None:
-                loss = loss + loop.distance_to_teacher(state.teacher, batch.images[:num], logits, 1.0, dtype)
-            loss.backward()
-
-        size = config.pipeline.batch_size
-        fits = largest_fitting(attempt, size)
-        advice = f"{fits} fits: --set pipeline.batch_size={fits}" if fits else "not even a single image fits"
-        return f"out of memory on {describe(self.session.device)} with pipeline.batch_size {size}; {advice}"
-
 
 def _warn_of_other_machine(folder: RunFolder, device: str, reporter: Reporter) -> None:
     """Say where a resumed run may not repeat the bits of one that never stopped."""
@@ -310,17 +292,47 @@ def _teacher(session: Session) -> nn.Module | None:
     return teacher.requires_grad_(False).eval()
 
 
+def _memory_sentence(session: Session, state: loop.State, pipeline: "Pipeline") -> str:
+    """What would have fitted, found by trying."""
+    config, dtype = session.config, session.dtype
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+    loop.forget_compiled()
+    gc.collect()
+    pixels = max((stage.pixels for stage in config.train.resolution), default=0)
+
+    def attempt(num: int) -> None:
+        batch = next(iter(pipeline.epoch(0)))
+        images = resize(batch.images[:num], pixels)
+        part = replace(batch, images=images, labels=batch.labels[:num], mix_labels=None, mix_weights=None)
+        loss, logits = loop.loss_and_logits(state.network, part, images, 0.0, dtype)
+        if state.teacher is not None:
+            loss = loss + loop.distance_to_teacher(state.teacher, batch.images[:num], logits, 1.0, dtype)
+        loss.backward()
+
+    size = config.pipeline.batch_size
+    num = largest_fitting(attempt, size)
+    advice = f"{num} fits: --set pipeline.batch_size={num}" if num else "not even a single image fits"
+    return f"out of memory on {describe(session.device)} with pipeline.batch_size {size}; {advice}"
+
+
 def _warm_up(
     network: nn.Module, forward: Callable[[Tensor], Tensor], pipeline: "Pipeline", session: Session, clock: Clock
 ) -> None:
-    """Compile and run every form of the step on labels that mean nothing, and put the network back as it was."""
+    """Compile and run every form of the step, and an evaluation, on labels that mean nothing.
+
+    The network is put back as it was.
+    """
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = loop.new_state(network, session.config, session.dtype)
     network.train()
-    batch = next(iter(pipeline.epoch(0)))
+    with clock.part("compile"):  # a pipeline compiles what its settings want with its first batch
+        batch = next(iter(pipeline.epoch(0)))
     dummy = replace(batch, labels=torch.zeros_like(batch.labels))
     for part in ("compile", "warm-up"):
         with clock.part(part):
             for state.step in loop.turning_steps(session.config, pipeline.steps_per_epoch):
                 loop.take_step(state, forward, dummy, session.config, session.dtype, pipeline.steps_per_epoch)
+    with clock.part("warm-up"):
+        predict(network, [dummy], session.config.evaluate.tta, session.dtype)
     network.load_state_dict(before)

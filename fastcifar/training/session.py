@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from fastcifar import artefacts, data, kernels, models, pipelines
 from fastcifar.report.progress import Reporter
-from fastcifar.schema import Config, DataConfig
+from fastcifar.schema import Config, DataConfig, ModelConfig
 from fastcifar.training.clock import Clock
-from fastcifar.training.device import keep_freed_memory, pick_device, pick_dtype
+from fastcifar.training.device import describe, keep_freed_memory, pick_device, pick_dtype, use_tensor_cores
 from fastcifar.training.evaluation import Predictions, predict
+from fastcifar.training.memory import OutOfMemoryError, ran_out_of_memory
 
 WHITENING_IMAGES = 5000
 
@@ -38,6 +40,7 @@ class Session:
             wanted = pipelines.needs(config.pipeline.name)
             artefact = artefacts.cached(source, wanted, on_progress=partial(reporter.advance, "converting"))
         device = pick_device()
+        use_tensor_cores(device)
         return cls(config, artefact, artefacts.read_index(artefact), device, pick_dtype(config.train, device))
 
     def training_pipeline(self, rows_n: np.ndarray | None) -> pipelines.Pipeline:
@@ -56,30 +59,32 @@ class Session:
 
     def predictions(self, network: nn.Module, part: str, tta: str, rows_n: np.ndarray | None = None) -> Predictions:
         """The network's predictions for a part, or for the given rows of it, in order."""
+        batch_size = self.config.evaluate.batch_size
         with pipelines.open(
             self.artefact,
             self.config.pipeline.name,
             part=part,
-            batch_size=self.config.evaluate.batch_size,
+            batch_size=batch_size,
             dtype=self.dtype,
             device=self.device,
             shuffle=False,
             drop_last=False,
             rows=rows_n,
         ) as pipeline:
-            return predict(network, pipeline.epoch(0), tta, self.dtype)
+            try:
+                return predict(network, pipeline.epoch(0), tta, self.dtype)
+            except RuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                raise OutOfMemoryError(
+                    f"out of memory on {describe(self.device)} with evaluate.batch_size {batch_size}; "
+                    f"less takes: --set evaluate.batch_size={max(1, batch_size // 2)}"
+                ) from None
 
     def network(self) -> nn.Module:
         """The run's network as the seed initialises it, on the device, channels-last; a whitening stem is set."""
         torch.manual_seed(self.config.seed)
-        model = self.config.model
-        network = models.build(
-            model.name,
-            num_classes=len(self.index.class_names),
-            widths=model.widths,
-            dropout=model.dropout,
-            max_parameters=model.max_parameters,
-        )
+        network = build_network(self.config.model, len(self.index.class_names))
         for setting, pixels in self._small_sides():
             try:
                 models.check_side(network, pixels)
@@ -113,6 +118,22 @@ class Session:
         plan = kernels.draw_plan(kernels.Augmentation(), seed=0, epoch=0, indices_n=rows_n, height=height, width=width)
         normalisation = kernels.Normalisation(self.index.mean, self.index.std)
         return kernels.augment(images_nhwc, plan, normalisation, dtype=torch.float32)
+
+
+def build_network(model: ModelConfig, num_classes: int) -> nn.Module:
+    """The network that a configuration names. `ValueError` where there is none, or it is too large."""
+    return models.build(
+        model.name,
+        num_classes=num_classes,
+        widths=model.widths,
+        dropout=model.dropout,
+        max_parameters=model.max_parameters,
+    )
+
+
+def about_data(index: artefacts.Index) -> dict[str, Any]:
+    """What weights must say of their data set, to be of use without it."""
+    return {name: getattr(index, name) for name in ("dataset", "class_names", "mean", "std")}
 
 
 def find_data(config: DataConfig, clock: Clock, reporter: Reporter, *, download: bool = True) -> data.Source:

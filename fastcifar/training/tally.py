@@ -113,11 +113,12 @@ class Tally:
         return {"losses": torch.stack(self.losses), "correct": torch.stack(self.correct), "counts": counts}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "Tally":
-        """The sums that `to_tensors` gave."""
+    def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device) -> "Tally":
+        """The sums that `to_tensors` gave, to go on with on `device`."""
         tally = cls()
         if tensors:
-            tally.losses, tally.correct = list(tensors["losses"].unbind()), list(tensors["correct"].unbind())
+            tally.losses = list(tensors["losses"].to(device).unbind())
+            tally.correct = list(tensors["correct"].to(device).unbind())
             num_images, tally.seconds_s = tensors["counts"].tolist()
             tally.num_images = int(num_images)
         return tally

@@ -239,7 +239,12 @@ def _write(tile, count, first, kind, out16, pairs, out32):
             out16[first + value] = np.int16(half - ((half >> 15) << 16))
 
 
-@cuda.jit
+# Compiled for these types, of the arguments in order, when this module is imported: a launch does not look at its
+# arguments' types, which takes longer than a small batch.
+@cuda.jit(
+    "void(uint8[::1], int64[::1], int64[::1], int64[::1], float32[::1], float32[::1], int32[::1], float32[::1], "
+    "uint64, uint64, float32[::1], int16[::1], int32[::1], float32[::1], int32[::1])"
+)
 def kernel(
     images,
     rows,

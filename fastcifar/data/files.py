@@ -14,7 +14,7 @@ CHUNK_BYTES = 1 << 21
 """What is read, hashed or written at once: large enough for the disk, small enough for the cache."""
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path, expected: str = "a file of an artefact") -> BinaryIO:
     """The file, for reading. `DataError` where it is missing, unreadable, or a pipe or a device, which could block."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -22,7 +22,7 @@ def open_plain(path: Path) -> BinaryIO:
         raise refuse(path, f"cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise refuse(path, "is no plain file", "a file of an artefact")
+        raise refuse(path, "is no plain file", expected)
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
@@ -55,10 +55,10 @@ def read_at(file: BinaryIO, path: Path, offset: int, num_bytes: int) -> bytearra
     return data
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+def sha256(path: Path, expected: str = "a file of an artefact") -> str:
+    """Hex digest of a file's bytes; `expected` as for `open_plain`."""
     digest = hashlib.sha256()
-    with open_plain(path) as file:
+    with open_plain(path, expected) as file:
         left = size_of(file)
         while left:
             chunk = read_at(file, path, file.tell(), min(left, CHUNK_BYTES))
