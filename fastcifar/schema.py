@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fastcifar import pipelines
+from fastcifar.data.locate import DATASETS
 from fastcifar.kernels import Augmentation
 
-PIPELINES = ("resident", "ffcv", "dali", "torchvision")
 OPTIMIZERS = ("muon", "sgd", "nesterov", "adam", "adamw", "adagrad", "adadelta")
 SCHEDULES = ("linear", "cosine", "constant", "triangular", "one_cycle", "step", "plateau")
 AVERAGINGS = ("none", "ema", "lookahead", "growing_lookahead")
@@ -42,7 +43,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a data set."""
-        _check_choice("data.dataset", self.dataset, ("auto", "cifar10", "cifar100", "shapes10"))
+        _check_choice("data.dataset", self.dataset, DATASETS)
         whole = self.validation == int(self.validation)
         takes = "0, a share under 1, or a whole count"
         _check("data.validation", self.validation, self.validation >= 0 and (self.validation < 1 or whole), takes)
@@ -59,7 +60,7 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         """Refuse unknown pipelines and empty batches."""
-        _check_choice("pipeline.name", self.name, PIPELINES)
+        _check_choice("pipeline.name", self.name, pipelines.NAMES)
         _check("pipeline.batch_size", self.batch_size, self.batch_size > 0, "a whole number above 0")
 
 

@@ -9,11 +9,10 @@ import torch
 
 from fastcifar.data import Split
 from fastcifar.kernels import Augmentation, Normalisation
+from fastcifar.kernels.checks import torch_dtype
 from fastcifar.pipelines import libraries, needs
 from fastcifar.pipelines.base import Contents, Pipeline, Settings
 from fastcifar.pipelines.sources import ArraySource, ArtefactSource, Source
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def open(
@@ -70,7 +69,7 @@ def open(
         batch_size=_count("batch_size", batch_size),
         augmentation=told,
         normalisation=normalisation if normalisation is not None else source.normalisation(),
-        dtype=_dtype(dtype),
+        dtype=torch_dtype(dtype),
         device=_device(device),
         seed=_seed(seed),
         shuffle=bool(shuffle),
@@ -139,12 +138,6 @@ def _seed(value: Any) -> int:
     is_seed = isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= value < 1 << 64
     _check(is_seed, "seed", value, "an integer from 0 to 2**64 - 1")
     return int(value)
-
-
-def _dtype(value: Any) -> torch.dtype:
-    dtype: Any = _DTYPES.get(value, value) if isinstance(value, str) else value
-    _check(dtype in _DTYPES.values(), "dtype", value, f"{', '.join(_DTYPES)} or the torch.dtype of that name")
-    return dtype
 
 
 def _device(value: Any) -> torch.device:

@@ -14,6 +14,7 @@ from scipy import stats
 from fastcifar.bench import readme
 from fastcifar.cli import main
 from fastcifar.report import record
+from fastcifar.report.meter import SPENT
 from fastcifar.report.progress import Reporter
 from fastcifar.training.session import Session
 
@@ -183,7 +184,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, capsys:
         advice = capsys.readouterr().err.partition("go on with: ")[2]
         program, *words = shlex.split(advice)
         assert program == "fastcifar" and words[:1] == ["record"]
-        taken_s.append(json.loads((part / record.SPENT).read_text())["seconds"]["train"])
+        taken_s.append(json.loads((part / SPENT).read_text())["seconds"]["train"])
         # Settings that it did not begin with are refused here too.
         assert main([*words, "--set", "optimizer.lr=0.1"]) == 2
         assert "optimizer.lr is " in capsys.readouterr().err

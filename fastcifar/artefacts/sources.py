@@ -13,8 +13,9 @@ from fastcifar.artefacts.index import NAME, PARTS, Index, read_index
 from fastcifar.artefacts.reading import read
 from fastcifar.data.download import Progress
 from fastcifar.data.errors import refuse
+from fastcifar.data.locate import DATASETS
 
-_NAMES = ("cifar10", "cifar100", "shapes10")
+_NAMES = tuple(name for name in DATASETS if name != "auto")
 
 
 @dataclass(frozen=True)

@@ -203,13 +203,9 @@ def _keep(result: "Result", args: Args) -> list[str]:
 
 
 def _show(result: "Result", reporter: "Reporter") -> None:
-    from rich.console import Console
-
     from fastcifar.bench import table
 
-    # A pipe has no width; a table that is folded to 80 columns serves nobody.
-    console = reporter.console if reporter.console.is_terminal else Console(width=240, highlight=False)
-    console.print(table.render(result))
+    reporter.table(table.render(result))
     for note in result.notes:
         reporter.line(note)
 

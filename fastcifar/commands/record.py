@@ -193,6 +193,7 @@ def _train(
     from fastcifar.interruption import InterruptedRunError
     from fastcifar.report import record
     from fastcifar.report.card import render
+    from fastcifar.report.meter import Meter
     from fastcifar.training.run import run as train
 
     kept, part = _kept(place, config.seed), _part(place, config.seed)
@@ -203,7 +204,7 @@ def _train(
         return False
     folder, resume = _claim(part, config)
     try:
-        meter = record.Meter(folder.path, clock)
+        meter = Meter(folder.path, clock)
         try:
             card = train(config, source, folder, clock, reporter, resume=resume, listeners=[meter])
         except InterruptedRunError:
@@ -222,7 +223,7 @@ def _claim(part: Path, config: "Config") -> "tuple[RunFolder, bool]":
     """The folder of a run, claimed, and whether it has begun."""
     from fastcifar import config as configs
     from fastcifar.atomic import write_atomically
-    from fastcifar.report.record import SPENT
+    from fastcifar.report.meter import SPENT
     from fastcifar.report.run_folder import RunFolder
 
     if not (part / "config.toml").is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcifar import config as configs
-from fastcifar.schema import Config
+from fastcifar.schema import Config, shown
 
 if TYPE_CHECKING:
     import optuna
@@ -309,4 +309,4 @@ def _put(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 def _check(name: str, value: object, ok: bool, takes: str) -> None:
     if not ok:
-        raise ValueError(f"{name}: got {value!r}, takes {takes}")
+        raise ValueError(f"{name}: got {shown(value)}, takes {takes}")
