@@ -42,6 +42,19 @@ def test_speedrun_goes_from_the_folder_to_the_card(folder: Path, tmp_path: Path)
     assert json.loads(again.stdout.splitlines()[-1])["tta_accuracy"] == card["tta_accuracy"]
 
 
+@pytest.mark.parametrize(("own", "told", "target"), [("target = 50\n", [], 0.5), ("", [], None), ("", [94], 0.94)])
+def test_a_recipe_that_is_named_keeps_its_own_target(
+    folder: Path, tmp_path: Path, own: str, told: list[int], target: float | None, capsys: pytest.CaptureFixture
+) -> None:
+    small = "[model]\nwidths = [8, 8, 8]\n[pipeline]\nbatch_size = 50\n[train]\nepochs = 0.2\n"
+    (tmp_path / "mine.toml").write_text(f'name = "mine"\n{own}{small}')
+    aims = [word for aim in told for word in ("--target", str(aim))]
+    words = ["speedrun", "--recipe", str(tmp_path / "mine.toml"), "--data", str(folder), "--out", str(tmp_path / "run")]
+    assert main([*words, "--no-pictures", *aims]) == 0
+    card = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert card["target"] == target
+
+
 def test_several_runs_end_with_their_mean(folder: Path, tmp_path: Path) -> None:
     small = ["--set", "model.widths=[8, 8, 8]", "--set", "pipeline.batch_size=50", "--set", "train.epochs=1"]
     done = fastcifar("speedrun", "--data", folder, "--out", "runs", "--runs", 2, *small, cwd=tmp_path)

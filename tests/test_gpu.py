@@ -6,9 +6,11 @@ import cifar_files
 import pytest
 import torch
 from kernel_cases import CIFAR, pictures
+from training_runs import terminate_at
 
 from fastcifar import config as configs
 from fastcifar import pipelines
+from fastcifar.interruption import InterruptedRunError
 from fastcifar.kernels import Augmentation, draw_plan, ops
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
@@ -54,6 +56,20 @@ def test_operators_on_a_gpu() -> None:
     for epoch in (2, 3):
         expected = ops.augment_batch(images, rows, AUGMENTATION, CIFAR, seed=1, epoch=epoch, dtype=torch.float32)[0]
         assert torch.equal(batch(epoch), expected.relu())
+
+
+def test_a_run_that_was_stopped_within_an_epoch_goes_on(tmp_path: Path) -> None:
+    folder = cifar_files.make(tmp_path / "small", num_test=100).path
+    small = ["pipeline.batch_size=50", "model.widths=[16, 16, 16]", "train.epochs=2", "train.compile=off"]
+    config = configs.load("speedrun", [f"data.path='{folder}'", *small])
+    with Reporter() as reporter:
+        source = find_data(config.data, Clock(), reporter)
+        place = RunFolder.create(tmp_path / "run", config)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
+            patch.setattr(Reporter, "advance", terminate_at(3))
+            run(config, source, place, Clock(), reporter)
+        run(config, source, place, Clock(), reporter, resume=True)
+    assert [line["epoch"] for line in place.read_metrics()] == [1, 2]
 
 
 @pytest.mark.parametrize("settings", [["train.compile=on"], ["train.compile=off", "selection.keep=0.5"]])

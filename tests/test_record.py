@@ -4,12 +4,12 @@ import itertools
 import json
 import os
 import shlex
-import signal
 from pathlib import Path
 
 import pytest
 from cifar_files import make
 from scipy import stats
+from training_runs import terminate_at
 
 from fastcifar.bench import readme
 from fastcifar.cli import main
@@ -101,12 +101,8 @@ def test_a_cold_record_that_was_stopped_goes_on_with_its_own_caches(
     told = [*command(data, tmp_path / "records", "one"), "--runs", "2", "--cold"]
     (caches / "stale").mkdir(parents=True)
 
-    def end(self: object, name: str, done: int, *_: object, **__: object) -> None:
-        if name == "training" and done == 14:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Reporter, "advance", end)
+        patched.setattr(Reporter, "advance", terminate_at(14))
         assert main(told) == 143
     assert "--cold" in capsys.readouterr().err
     kept = sorted(caches.rglob("*.npy"))
@@ -166,17 +162,14 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, capsys:
     whole = json.loads((tmp_path / "whole" / "seed0" / "card.json").read_text())
     place, part = tmp_path / "stopped", tmp_path / "stopped" / ".seed0.part"
 
-    def end(self: object, name: str, done: int, *_: object, **__: object) -> None:
-        if name == "training" and done == 14:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     capsys.readouterr()
     words = [*command(data, tmp_path, "stopped"), "--runs", "1"]
     taken_s = [0.0]
-    for patched, name, by, code in ((Reporter, "advance", end, 143), (Session, "predictions", interrupt, 130)):
+    stops = ((Reporter, "advance", terminate_at(14), 143), (Session, "predictions", interrupt, 130))
+    for patched, name, by, code in stops:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(patched, name, by)
             assert main(words) == code

@@ -10,7 +10,7 @@ import torch
 from cifar_files import make
 from safetensors import safe_open
 from safetensors.torch import load_file
-from training_runs import same_run, small_config, train
+from training_runs import same_run, small_config, terminate_at, train
 
 from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.pipelines import Batch
@@ -191,7 +191,7 @@ def test_a_loss_read_late_is_found_before_it_is_kept(folder: Path, tmp_path: Pat
         9,
     )
     with pytest.raises(NonFiniteLossError):
-        Tally.from_tensors(tally.to_tensors()).check()
+        Tally.from_tensors(tally.to_tensors(), torch.device("cpu")).check()
 
     def keep_only(self: Tally, taken: Taken, step: int) -> None:
         self.losses.append(taken.loss)
@@ -201,7 +201,7 @@ def test_a_loss_read_late_is_found_before_it_is_kept(folder: Path, tmp_path: Pat
         honest = loop.loss_and_logits
         patch.setattr(Tally, "add", keep_only)
         patch.setattr(loop, "loss_and_logits", lambda *args: (honest(*args)[0] * float("nan"), honest(*args)[1]))
-        patch.setattr(Reporter, "advance", lambda self, *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(Reporter, "advance", terminate_at(1))
         with pytest.raises(NonFiniteLossError):
             train(small_config(folder), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
@@ -218,6 +218,41 @@ def test_running_out_of_memory_names_a_batch_size_that_fits(folder: Path, tmp_pa
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="batch_size 50; 12 fits"):
         patch.setattr(loop, "loss_and_logits", full_above_20)
         train(small_config(folder), tmp_path / "run")
+
+
+def test_running_out_of_memory_while_warming_up_does_so_too(folder: Path, tmp_path: Path) -> None:
+    """Where steps are compiled, the first ones come before training."""
+    honest = loop.loss_and_logits
+
+    def full_above_20(network: object, batch: Batch, images: torch.Tensor, *rest: object) -> object:
+        if len(images) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        return honest(network, batch, images, *rest)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="batch_size 50; 12 fits"):
+        patch.setattr(loop, "compiled", lambda network: network)
+        patch.setattr(loop, "loss_and_logits", full_above_20)
+        train(small_config(folder, "train.compile=on"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("settings", [[], ["data.validation=100"]])
+def test_running_out_of_memory_while_evaluating_names_that_batch_size(
+    folder: Path, tmp_path: Path, settings: list[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"evaluate\.batch_size 60; less takes"):
+        patch.setattr("fastcifar.training.session.predict", full)
+        train(small_config(folder, "evaluate.batch_size=60", "train.epochs=1", *settings), tmp_path / "run")
+
+
+def test_a_fine_tuned_run_goes_on_without_the_run_that_it_began_from(folder: Path, tmp_path: Path) -> None:
+    train(small_config(folder, "train.epochs=1"), tmp_path / "parent")
+    config = small_config(folder, "train.epochs=1", f"train.start_from='{tmp_path / 'parent'}'")
+    first = train(config, tmp_path / "run")
+    (tmp_path / "parent").rename(tmp_path / "elsewhere")
+    assert train(config, tmp_path / "run", resume=True).accuracy == first.accuracy
 
 
 def test_resuming_with_another_configuration_names_each_difference(folder: Path, tmp_path: Path) -> None:
