@@ -38,6 +38,13 @@ LEFT_OUT = {
 }
 
 
+LEGEND = """Bold: ours; italic: a bound of the machine; plain: other loaders (`tensor`, `tensor_batch`: plain PyTorch). *of
+copy* and *of gather*: bytes moved a second as a share of a memory copy's, and images a second as a share of only
+fetching and widening them, both measured in the same run; more than 100 % is possible where a batch stays in the cache.
+*cold first batch*: from opening the loader to its first batch, compiling included where nothing was compiled before.
+*x linear*: the time, by that of one copy times the copies."""
+
+
 def measurements(folder: Path, base: Path) -> str:
     """Markdown of the newest result file of every measurement and device in `folder`; files are named from `base`."""
     paths = newest(folder)
@@ -47,7 +54,7 @@ def measurements(folder: Path, base: Path) -> str:
     results.sort(key=lambda pair: (pair[0].about["device"], order[pair[0].bench]))
     if not results:
         return "Nothing was measured yet."
-    sections, device = ["## Measured"], ""
+    sections, device = ["## Measured", LEGEND], ""
     for result, path in results:
         if result.about["device"] != device:
             device = result.about["device"]
@@ -110,11 +117,12 @@ def protocol(folder: Path) -> str:
 
 def _protocol_cells(place: Path, cards: list[dict[str, Any]]) -> tuple[str, ...]:
     told, peer = _json(place / "record.json"), _json(place / "peer.json")
+    without = " (without)" if cards[0]["tta"] == "none" else ""
     name, dataset = f"[{place.name}]({place.name})", cards[0]["dataset"]
     if not told:
         counted_s = statistics.mean(card["seconds"]["train"] + card["seconds"]["evaluate"] for card in cards)
         wall_s = statistics.mean(card["seconds"]["total"] for card in cards)
-        accuracy = _mean_percent([card["tta_accuracy"] for card in cards])
+        accuracy = _mean_percent([card["tta_accuracy"] for card in cards]) + without
         seconds = (f"{counted_s:,.1f} s", f"{wall_s:,.1f} s")
         return (name, dataset, "trial", str(len(cards)), "", accuracy, "", *seconds, "", "")
     p_value, energy, deviation = told["p_value"], told["energy_mean_j"], told["tta_accuracy_deviation"]
@@ -131,7 +139,7 @@ def _protocol_cells(place: Path, cards: list[dict[str, Any]]) -> tuple[str, ...]
         told["kind"],
         str(told["num_runs"]),
         f"{100 * told['target']:g} %",
-        f"{100 * told['tta_accuracy_mean']:.2f} %" + ("" if deviation is None else f" ± {100 * deviation:.2f}"),
+        f"{100 * told['tta_accuracy_mean']:.2f} %{'' if deviation is None else f' ± {100 * deviation:.2f}'}{without}",
         "" if p_value is None else f"{p_value:.2g}",
         f"{told['counted_mean_s']:,.1f} s",
         _wall(told),

@@ -23,7 +23,7 @@ COMMANDS = {
     "verify": "check an artefact's hashes and pixels",
     "bench": "measure loaders, kernels, conversion and training steps",
     "summary": "print a network's layers: shapes, parameters, FLOPs, memory",
-    "doctor": "say what is installed, what works here, and how to get what is missing",
+    "doctor": "say which pipelines work here and how to get the others; versions, device, data",
 }
 
 

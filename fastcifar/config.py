@@ -33,6 +33,8 @@ def load(recipe: str, settings: Sequence[str] = ()) -> Config:
     if recipe in recipe_names():
         text = (resources.files("fastcifar.recipes") / f"{recipe}.toml").read_text(encoding="utf-8")
     elif recipe.endswith(".toml"):
+        if not Path(recipe).exists():
+            raise ValueError(f"recipe: {recipe} is not there; `fastcifar recipes` lists those that come with fastcifar")
         try:
             text = Path(recipe).read_text(encoding="utf-8")
         except UnicodeDecodeError:

@@ -69,7 +69,7 @@ class ModelConfig:
     """Which network."""
 
     name: str = "speednet"
-    """A name of `fastcifar.models.NAMES`."""
+    """speednet, resnet18, modified_resnet, se_resnet, ...: a wrong name lists them all."""
     widths: tuple[int, ...] = ()
     """Channels of each stage; empty: the network's own."""
     dropout: float | None = None
@@ -95,13 +95,13 @@ class OptimizerConfig:
     momentum: float = 0.6
     """Momentum (of the convolutions, for muon); sgd and nesterov have it too, the others have their own constants."""
     weight_decay: float = 2e-6
-    """Weight decay; for muon (all but the convolutions) the shrinkage an image of a batch, at the peak rate."""
+    """Weight decay. muon: of all but the convolutions; a step at the peak rate shrinks by this times the batch size."""
     decay_norms: bool = True
     """Whether weight decay reaches normalisation parameters and biases too."""
     bias_lr: float = 0.053
-    """muon: learning rate of biases and norms, an image of a batch (times the batch size, as the loss is a mean)."""
+    """muon: learning rate of biases and norms for each image of a batch: a step takes this times the batch size."""
     head_lr: float = 0.67
-    """muon: learning rate of the last layer, an image of a batch."""
+    """muon: learning rate of the last layer, likewise for each image of a batch."""
     sgd_momentum: float = 0.85
     """muon: Nesterov momentum of biases, norms and the last layer."""
     clip_norm: float = 0.0
@@ -125,8 +125,8 @@ class ScheduleConfig:
     """How the learning rate goes over the run. Each schedule but `plateau` is a function of the step alone."""
 
     name: str = "linear"
-    """linear or cosine (to 0), constant, triangular (up to the peak, then to 0), one_cycle (the same by cosines, with
-    SGD's momentum going the other way), step (times `factor` every `step_epochs`) or plateau (times `factor` after
+    """linear or cosine (to 0), constant, triangular (up to the peak, then to 0), one_cycle (the same by cosines, the
+    momentum, whatever is set, going from 0.95 to 0.85 and back), step (times `factor` every `step_epochs`) or plateau (times `factor` after
     `patience` epochs without a better validation split)."""
     warmup: float = 0.0
     """Share of the run over which the rate rises linearly from 0; with triangular and one_cycle, the peak's place."""
@@ -169,7 +169,7 @@ class TrainConfig:
     """The training loop."""
 
     epochs: float = 8.0
-    """Passes over the training images; a fraction ends within an epoch."""
+    """Passes over the training images, without an incomplete last batch; a fraction ends within an epoch."""
     label_smoothing: float = 0.2
     """Share of each label spread over all classes."""
     whiten_epochs: float = 3.0
@@ -180,19 +180,20 @@ class TrainConfig:
     """none, ema (evaluate the average), lookahead (every 5 steps the weights go on from the average) or
     growing_lookahead (the same, with an average that follows ever more slowly, as airbench has it)."""
     averaging_decay: float = 0.95
-    """ema and growing_lookahead: share of the average that a step keeps. lookahead: share that 5 steps keep (0.5)."""
+    """ema and growing_lookahead: share of the average that a step keeps. lookahead: share that 5 steps keep, usually 0.5."""
     start_from: str = ""
     """Folder of a run whose weights training starts from (fine-tuning); empty starts anew."""
     early_stop_epochs: int = 0
     """End the run after this many epochs without a better validation accuracy; 0 never does."""
     dtype: str = "auto"
-    """float32, bfloat16, float16 or auto: bfloat16 where the device computes in it, else float32 (on a GPU float16)."""
+    """float32 (on a GPU products are TF32), bfloat16, float16, or auto: bfloat16 where the device has units for it, else
+    float32 (on a GPU float16)."""
     compile: str = "auto"
-    """on, off or auto: torch.compile where it was measured to pay (on a GPU)."""
+    """on, off or auto: torch.compile on a GPU, where it is not measured yet; not on a CPU, where it gained nothing."""
     threads: int = 0
     """CPU threads; 0 takes what torch takes."""
     checkpoint_epochs: int = 1
-    """Epochs between checkpoints; 0 writes none."""
+    """Epochs between checkpoints; 0 writes one only when the run is stopped."""
     keep_checkpoints: int = 2
     """How many of the last checkpoints are kept; the weights of the best validated epoch are kept beside them."""
     on_nonfinite: str = "stop"
@@ -287,7 +288,7 @@ class Config:
     summary: str = ""
     """One line on what the recipe is for."""
     seed: int = 0
-    """Fixes initial weights, order and augmentation."""
+    """Fixes initial weights, order, augmentation, dropout, and which images are held out."""
     target: float = 0.0
     """Test accuracy with TTA in percent that the card compares with; 0: none."""
     data: DataConfig = field(default_factory=DataConfig)

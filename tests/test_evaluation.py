@@ -342,7 +342,7 @@ def test_the_best_validated_weights_can_be_scored(
     assert (validated / "evaluation-best.json").is_file()
     assert not (validated / "evaluation.json").exists()
     assert main(["evaluate", str(run), "--best"]) == 2
-    assert "best.safetensors: no such file" in capsys.readouterr().err
+    assert "best.safetensors is not there; only runs with data.validation" in capsys.readouterr().err
 
 
 def test_weights_of_older_runs_are_told_apart_by_their_data_set(run: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class Args:
     out: Path = Path("bench/records")
     """Folder of the records; a new one is written into it, named by date, target and device."""
     name: str | None = None
-    """The record's name in it; an earlier one's goes on with that."""
+    """Name of the record's folder under --out; that of an earlier record goes on with it."""
 
 
 def run(args: Args) -> int:

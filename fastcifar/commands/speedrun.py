@@ -15,8 +15,8 @@ class Args:
     """CIFAR folder, its .tar.gz, or a folder that holds one; else $FASTCIFAR_DATA, ./data, the cache, a download."""
     dataset: str = "auto"
     """cifar10, cifar100, shapes10, or auto: CIFAR-10 where it can be had, else the drawn stand-in shapes10."""
-    pipeline: str = "resident"
-    """resident, ffcv, dali or torchvision."""
+    pipeline: str | None = None
+    """resident, ffcv, dali or torchvision; by default the recipe's own."""
     runs: int = 1
     """Runs with seeds seed, seed + 1, ...; the last lines give their mean and deviation."""
     seed: int = 0
@@ -25,7 +25,7 @@ class Args:
     """94, 95, 96 or 97: the CIFAR-10 accuracy in percent to train for, which picks the recipe; 94 without --recipe. The
     card says how far from it the run ended. shapes10 has a target of its own."""
     recipe: str | None = None
-    """Recipe in place of the target's and data set's own."""
+    """Recipe in place of the target's and data set's own; its seed and data set are those of --seed and --dataset."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe; may be given again and again."""
     track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
@@ -96,4 +96,5 @@ def run(args: Args) -> int:
 
 
 def _settings(args: Args, seed: int) -> list[str]:
-    return [f"pipeline.name={args.pipeline}", f"seed={seed}", *args.set]
+    pipeline = [f"pipeline.name={args.pipeline}"] if args.pipeline else []
+    return [*pipeline, f"seed={seed}", *args.set]

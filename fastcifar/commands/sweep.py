@@ -44,7 +44,7 @@ def run(args: Args) -> int:
     from dataclasses import replace
 
     if importlib.util.find_spec("optuna") is None:
-        raise ValueError("optuna is not installed: pip install -e '.[sweep]' in its folder")
+        raise ValueError("optuna is not installed: pip install -e '.[sweep]' in fastcifar's folder")
     from fastcifar.report.progress import Reporter
     from fastcifar.report.tracking import trackers
     from fastcifar.sweeps import outcome, worker

@@ -22,7 +22,7 @@ class Args:
     pipeline: str | None = None
     """resident, ffcv, dali or torchvision."""
     seed: int | None = None
-    """Fixes initial weights, order and augmentation."""
+    """Fixes initial weights, order, augmentation, dropout, and which images are held out."""
     start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Folder of a run whose weights training starts from (fine-tuning)."""
     on_nonfinite: Literal["stop", "skip"] | None = None

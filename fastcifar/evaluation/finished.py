@@ -50,6 +50,11 @@ class Finished:
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         weights = folder.best if best else folder.weights
+        if best and not weights.is_file():
+            raise ValueError(f"--best: {weights} is not there; only runs with data.validation keep their best weights")
+        if not weights.is_file():
+            advice = f"fastcifar train --resume {folder.path}"
+            raise ValueError(f"{weights}: no such file; where the run is not finished, go on with: {advice}")
         about = about_weights(weights) or about_data(read_test_set(config, reporter, data_path)[1])
         device = pick_device()
         network = build_network(config.model, len(about["class_names"]))

@@ -107,6 +107,11 @@ class Summary:
     sentence: str
 
 
+def with_tta(tta: str) -> str:
+    """What stands behind an accuracy of the views that `evaluate.tta` names."""
+    return "without TTA" if tta == "none" else f"with TTA ({tta})"
+
+
 def summarise(cards: Sequence[Card]) -> Summary:
     """Mean and sample deviation over the runs' cards."""
     first = cards[0]
@@ -114,10 +119,10 @@ def summarise(cards: Sequence[Card]) -> Summary:
     tta, tta_deviation = mean_and_deviation([card.tta_accuracy for card in cards])
     train_s = statistics.mean(card.seconds["train"] for card in cards)
     deviation = "" if tta_deviation is None else f" +- {100 * tta_deviation:.2f}"
-    sentence = (
-        f"{len(cards)} runs of {first.recipe} on {first.dataset}: {percent(tta)}{deviation} with TTA ({first.tta}), "
-        f"{percent(plain)} without; training {train_s:.1f} s on average"
-    )
+    reached = f"{percent(tta)}{deviation} {with_tta(first.tta)}"
+    if first.tta != "none":
+        reached += f", {percent(plain)} without"
+    sentence = f"{len(cards)} runs of {first.recipe} on {first.dataset}: {reached}; training {train_s:.1f} s on average"
     return Summary(
         first.recipe,
         first.dataset,

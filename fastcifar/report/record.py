@@ -10,7 +10,7 @@ from typing import Any
 
 from fastcifar import config as configs
 from fastcifar.atomic import write_atomically
-from fastcifar.report.card import mean_and_deviation
+from fastcifar.report.card import mean_and_deviation, with_tta
 from fastcifar.report.run_folder import RunFolder
 from fastcifar.schema import Config
 
@@ -57,7 +57,7 @@ class Record:
         p = "" if self.p_value is None else f", p = {self.p_value:.2g}"
         return (
             f"{self.kind}: {self.num_runs} runs of {self.recipe} on {self.dataset}, {self.device}: "
-            f"{100 * self.tta_accuracy_mean:.2f} %{spread} with TTA ({self.tta}), target {100 * self.target:g} %{p}; "
+            f"{100 * self.tta_accuracy_mean:.2f} %{spread} {with_tta(self.tta)}, target {100 * self.target:g} %{p}; "
             f"{self.counted_mean_s:,.1f} s of training and evaluation, {self.wall} on the clock"
         )
 
@@ -77,7 +77,8 @@ def take_together(cards: Sequence[dict[str, Any]], target: float, environments: 
     """
     for name in ("recipe", "dataset", "device", "tta", "epochs", "batch_size"):
         if len({str(card[name]) for card in cards}) != 1:
-            raise ValueError(f"a record takes runs of one {name}, got {sorted({str(card[name]) for card in cards})}")
+            found = sorted({str(card[name]) for card in cards})
+            raise ValueError(f"a record takes runs of one {name}, got {found}: others take another --name")
     accuracies = [card["tta_accuracy"] for card in cards]
     plain_mean, plain_deviation = mean_and_deviation([card["accuracy"] for card in cards])
     tta_mean, tta_deviation = mean_and_deviation(accuracies)

@@ -30,7 +30,7 @@ def trackers(names: Sequence[str], warn: Callable[[str], None] | None = None) ->
         if name not in kinds:
             raise ValueError(f"--track: got {name!r}, takes one of: {', '.join(NAMES)}")
         if not _installed(name):
-            raise ValueError(f"--track: {name} is not installed: pip install -e '.[track]' in its folder")
+            raise ValueError(f"--track: {name} is not installed: pip install -e '.[track]' in fastcifar's folder")
         listeners.append(Guarded(name, kinds[name](), warn or _to_stderr))
     return listeners
 

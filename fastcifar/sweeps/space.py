@@ -198,6 +198,8 @@ def load(space: str) -> Definition:
     if space in space_names():
         text, folder = (resources.files("fastcifar.spaces") / f"{space}.toml").read_text(encoding="utf-8"), Path()
     elif space.endswith(".toml"):
+        if not Path(space).exists():
+            raise ValueError(f"SPACE: {space} is not there, takes a .toml file or one of: {', '.join(space_names())}")
         text, folder = Path(space).read_text(encoding="utf-8"), Path(space).parent
     else:
         raise ValueError(f"SPACE: got {space!r}, takes a .toml file or one of: {', '.join(space_names())}")

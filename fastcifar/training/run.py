@@ -196,7 +196,8 @@ class _Training:
                 good = checkpoints.checkpoint_paths(self.folder.checkpoints)
                 raise NonFiniteLossError(
                     f"{error}; the batch is kept in {self.folder.nonfinite}; "
-                    f"last good checkpoint: {good[-1] if good else 'none, it came before the first'}",
+                    f"last good checkpoint: {good[-1] if good else 'none, it came before the first'}; "
+                    "a smaller optimizer.lr may help, or --set train.on_nonfinite=skip",
                     error.step,
                 ) from None
             except RuntimeError as error:
@@ -312,7 +313,11 @@ def _memory_sentence(session: Session, state: loop.State, pipeline: "Pipeline") 
 
     size = config.pipeline.batch_size
     num = largest_fitting(attempt, size)
-    advice = f"{num} fits: --set pipeline.batch_size={num}" if num else "not even a single image fits"
+    advice = (
+        f"{num} fits: --set pipeline.batch_size={num}"
+        if num
+        else "not even a single image fits: smaller model.widths may"
+    )
     return f"out of memory on {describe(session.device)} with pipeline.batch_size {size}; {advice}"
 
 
