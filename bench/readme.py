@@ -38,8 +38,8 @@ LEFT_OUT = {
 }
 
 
-LEGEND = """Bold: ours; italic: a bound of the machine; plain: other loaders (`tensor`, `tensor_batch`: plain PyTorch). *of
-copy* and *of gather*: bytes moved a second as a share of a memory copy's, and images a second as a share of only
+LEGEND = """Bold: ours; italic: a bound of the machine; plain: other loaders (`tensor`, `tensor_batch`: plain PyTorch).
+*of copy* and *of gather*: bytes moved a second as a share of a memory copy's, and images a second as a share of only
 fetching and widening them, both measured in the same run; more than 100 % is possible where a batch stays in the cache.
 *cold first batch*: from opening the loader to its first batch, compiling included where nothing was compiled before.
 *x linear*: the time, by that of one copy times the copies."""

@@ -126,8 +126,8 @@ class ScheduleConfig:
 
     name: str = "linear"
     """linear or cosine (to 0), constant, triangular (up to the peak, then to 0), one_cycle (the same by cosines, the
-    momentum, whatever is set, going from 0.95 to 0.85 and back), step (times `factor` every `step_epochs`) or plateau (times `factor` after
-    `patience` epochs without a better validation split)."""
+    momentum, whatever is set, going from 0.95 to 0.85 and back), step (times `factor` every `step_epochs`) or plateau
+    (times `factor` after `patience` epochs without a better validation split)."""
     warmup: float = 0.0
     """Share of the run over which the rate rises linearly from 0; with triangular and one_cycle, the peak's place."""
     factor: float = 0.1
@@ -180,14 +180,15 @@ class TrainConfig:
     """none, ema (evaluate the average), lookahead (every 5 steps the weights go on from the average) or
     growing_lookahead (the same, with an average that follows ever more slowly, as airbench has it)."""
     averaging_decay: float = 0.95
-    """ema and growing_lookahead: share of the average that a step keeps. lookahead: share that 5 steps keep, usually 0.5."""
+    """ema and growing_lookahead: share of the average that a step keeps. lookahead: share that 5 steps keep; 0.5 is
+    usual."""
     start_from: str = ""
     """Folder of a run whose weights training starts from (fine-tuning); empty starts anew."""
     early_stop_epochs: int = 0
     """End the run after this many epochs without a better validation accuracy; 0 never does."""
     dtype: str = "auto"
-    """float32 (on a GPU products are TF32), bfloat16, float16, or auto: bfloat16 where the device has units for it, else
-    float32 (on a GPU float16)."""
+    """float32 (on a GPU with TF32 products), bfloat16, float16, or auto: bfloat16 where the device has units for it,
+    else float32 (on a GPU float16)."""
     compile: str = "auto"
     """on, off or auto: torch.compile on a GPU, where it is not measured yet; not on a CPU, where it gained nothing."""
     threads: int = 0

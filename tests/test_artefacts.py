@@ -48,7 +48,7 @@ def assert_holds(folder: Path, dataset: Dataset) -> None:
 
 
 @formats
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     num_train=st.integers(1, 300),
     num_test=st.integers(1, 20),

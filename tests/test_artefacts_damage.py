@@ -59,7 +59,7 @@ def assert_refused_or_read(folder: Path) -> None:
 
 
 @formats
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chosen=st.data(), flip=st.integers(1, 255))
 def test_verify_finds_any_changed_byte(folder: Path, to: str, chosen: Any, flip: int) -> None:
     path = folder / chosen.draw(st.sampled_from(sorted(os.listdir(folder))))

@@ -5,12 +5,17 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cifar_files import make
 
 from fastcifar.cli import COMMANDS, main
+from fastcifar.commands.speedrun import RECIPES
+from fastcifar.data import shapes10
+from fastcifar.data.download import ARCHIVES
+from fastcifar.schema import Config
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +70,57 @@ def test_several_runs_end_with_their_mean(folder: Path, tmp_path: Path) -> None:
     assert [card["seed"] for card in summary["cards"]] == [0, 1]
 
 
-def test_a_missing_cifar10_is_an_error_with_the_three_ways_to_supply_it(tmp_path: Path) -> None:
-    done = fastcifar("speedrun", "--dataset", "cifar10", "--data", tmp_path / "nowhere", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without data, on a machine that no data set can be downloaded to."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(ARCHIVES, "cifar10", replace(ARCHIVES["cifar10"], url="http://127.0.0.1:9/cifar.tar.gz"))
+    return tmp_path
+
+
+def test_a_missing_cifar10_is_an_error_with_the_three_ways_to_supply_it(
+    nowhere: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["speedrun", "--dataset", "cifar10"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert all(way in said.err for way in ("(1) --data PATH", "(2) put one of these into ./data", "(3) fetch http://"))
+    assert main(["speedrun", "--dataset", "cifar10", "--data", str(nowhere / "elsewhere")]) == 2
+    assert "is not there" in capsys.readouterr().err
+
+
+def test_without_cifar10_the_whole_job_is_shown_on_the_stand_in(
+    nowhere: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes10, "NUM_TRAIN", 500)
+    monkeypatch.setattr(shapes10, "NUM_TEST", 100)
+    small = ["model.widths=[8, 8, 8]", "pipeline.batch_size=50", "train.epochs=1"]
+    sets = [word for setting in small for word in ("--set", setting)]
+    assert main(["speedrun", "--no-pictures", "--out", str(nowhere / "run"), *sets]) == 0
+    out = capsys.readouterr().out
+    assert "No CIFAR-10: " in out and "not downloaded: " in out
+    card = json.loads(out.splitlines()[-1])
+    assert (card["dataset"], card["recipe"], card["target"]) == ("shapes10", "speedrun-shapes10", 0.9)
+    quoted = [line for line in out.splitlines() if "accuracy" in line and "%" in line]
+    assert quoted and all("shapes10" in line for line in quoted)
+
+
+@pytest.mark.parametrize(("target", "recipe"), RECIPES.items())
+def test_a_target_picks_its_recipe(
+    folder: Path, target: int, recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class ChosenError(Exception):
+        pass
+
+    def chosen(config: Config, *_: object, **__: object) -> None:
+        assert (config.name, config.target) == (recipe, target)
+        raise ChosenError
+
+    monkeypatch.setattr("fastcifar.training.run.run", chosen)
+    with pytest.raises(ChosenError):
+        main(["speedrun", "--target", str(target), "--data", str(folder), "--out", str(tmp_path / "run")])
 
 
 @pytest.mark.parametrize(

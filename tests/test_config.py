@@ -8,14 +8,6 @@ from fastcifar import config as configs
 from fastcifar.schema import Config, Resolution
 
 
-@pytest.mark.parametrize("name", configs.recipe_names())
-def test_every_recipe_loads_and_reads_back_equal(name: str) -> None:
-    config = configs.load(name)
-    assert config.name == name
-    assert config.summary
-    assert configs.parse(configs.dumps(config)) == config
-
-
 def test_the_command_line_goes_over_the_recipe() -> None:
     config = configs.load("speedrun", ["optimizer.lr=0.5", "data.dataset=shapes10", "train.epochs=2", "seed=7"])
     assert (config.optimizer.lr, config.data.dataset, config.train.epochs, config.seed) == (0.5, "shapes10", 2.0, 7)

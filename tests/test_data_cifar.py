@@ -380,7 +380,7 @@ def good_tar(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
     return gzip.decompress(cifar_files.tar_gz(members(made))), folder / "set.tar.gz"
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_damaged_tar_is_read_or_refused(data: st.DataObject, good_tar: tuple[bytes, Path]) -> None:
     tar, path = good_tar

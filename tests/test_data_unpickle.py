@@ -46,7 +46,7 @@ contents = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(contents, st.integers(2, 5))
 def test_plain_values_are_read_as_pickle_reads_them(content: dict, protocol: int) -> None:
     content = plain(content)  # type: ignore[assignment]
@@ -289,7 +289,7 @@ def test_a_file_cut_off_anywhere_says_so(length: int) -> None:
         unpickle(SMALL[:length], "batch")
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.integers(0, 255)), min_size=1, max_size=6))
 def test_a_damaged_file_is_read_or_refused(changes: list[tuple[int, int]]) -> None:
     file = bytearray(SMALL)
@@ -303,7 +303,7 @@ def test_a_damaged_file_is_read_or_refused(changes: list[tuple[int, int]]) -> No
         assert all(value.dtype == np.uint8 for value in read.values() if isinstance(value, np.ndarray))
 
 
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 @given(st.binary(max_size=200))
 def test_noise_is_read_or_refused(noise: bytes) -> None:
     for file in (noise, HEAD + noise, HEAD + b"}(" + noise + b"u."):

@@ -45,7 +45,7 @@ def last_line(capsys: pytest.CaptureFixture) -> dict:
 # Measures
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(1, 60), st.integers(2, 5), st.integers(0, 2**32 - 1))
 def test_measures_are_what_counting_gives(num: int, num_classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

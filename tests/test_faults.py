@@ -42,7 +42,7 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param(tmp_path_factory.mktemp(request.param.name))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_every_reader_answers_or_refuses_what_hypothesis_makes(reader: Target, data: st.DataObject) -> None:
     good = data.draw(st.sampled_from(reader.seeds()))

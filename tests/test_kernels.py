@@ -18,7 +18,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 SIDES = st.one_of(st.integers(1, 12), st.sampled_from([31, 32, 33, 40]))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.data())
 def test_compiled_form_agrees_with_reference_on_every_bit(data):
     height, width = data.draw(SIDES), data.draw(SIDES)

@@ -36,7 +36,7 @@ def test_compiled_philox_gives_its_known_answers(counter, key, answer):
     assert tuple(int(word) for word in philox(index, epoch, stream, np.uint64(key[0] | key[1] << 32))) == answer
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_forms_draw_the_same(data):
     height, width = data.draw(st.integers(1, 256)), data.draw(st.integers(1, 256))

@@ -57,6 +57,15 @@ def test_lower_layers_import_no_higher_ones(package: str, may_import: tuple[str,
         assert not strangers, f"{path} imports {strangers}"
 
 
+def test_data_sets_need_numpy_and_nothing_else() -> None:
+    known = {*sys.stdlib_module_names, "numpy", "fastcifar"}
+    for path in modules("fastcifar.data").values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert {name.partition(".")[0] for name in names} <= known, path
+
+
 @pytest.mark.parametrize("package", ["fastcifar.training", "fastcifar.models"])
 def test_training_knows_pipelines_by_their_interface_only(package: str) -> None:
     for path in modules(package).values():

@@ -77,7 +77,31 @@ def test_constant_images_and_an_empty_class_give_finite_batches(tmp_path: Path, 
     assert all(bool(images.isfinite().all()) for images, _ in batches)
 
 
-def test_labels_out_of_range_are_refused_by_every_pipeline(tmp_path: Path) -> None:
+def test_what_dali_reads_is_checked(tmp_path: Path) -> None:
+    """Its records are read by nobody before it: labels, order and that they are records at all."""
+    if (why := pipelines.available("dali")) is not None:
+        pytest.skip(why)
+    images_nhwc = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    path = artefacts.convert(sets(images_nhwc), "dali", tmp_path / "dali")
+    records = path / "train.tfrecord"
+    good = records.read_bytes()
+    num_bytes = len(good) // 12
+    label = good.index(b"\n\x01", good.index(b"label")) + 2
+    assert good[label] == 0
+    for damaged, message in (
+        (good[:label] + b"\x09" + good[label + 1 :], "labels reach from 0 to 9; expected 0 to 2"),
+        (good[num_bytes : 2 * num_bytes] + good[:num_bytes] + good[2 * num_bytes :], "records in another order"),
+        (good[:12] + b"\xff" * 8 + good[20:], "holds records that DALI cannot read"),
+    ):
+        records.write_bytes(damaged)
+        with (
+            pipelines.open(path, "dali", batch_size=4, num_threads=1) as pipeline,
+            pytest.raises(DataError, match=rf"train\.tfrecord: .*{message}"),
+        ):
+            list(pipeline.epoch(0))
+
+
+def test_a_label_out_of_range_in_a_beton_is_refused(tmp_path: Path) -> None:
     images_nhwc = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
     path = artefacts.convert(sets(images_nhwc), "ffcv", tmp_path / "ffcv")
     beton = path / "train.beton"

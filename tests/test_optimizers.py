@@ -75,6 +75,24 @@ def test_the_average_of_a_constant_is_the_constant_and_lookahead_goes_on_from_it
         torch.testing.assert_close(layer.weight.detach(), kept)
 
 
+def test_a_growing_lookahead_follows_ever_more_slowly() -> None:
+    """As airbench has it: every 5 steps, keeping decay**5 * progress**3 of itself."""
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    averaging, expected = Averaging(layer, TrainConfig(averaging="growing_lookahead", averaging_decay=0.9)), 0.0
+    for step in range(1, 21):
+        with torch.no_grad():
+            layer.weight += 1
+        live = layer.weight.item()
+        averaging.update(step, 20)
+        if step % 5 == 0:
+            kept = 0.9**5 * (step / 20) ** 3
+            expected = kept * expected + (1 - kept) * live
+            assert layer.weight.item() == pytest.approx(expected)
+        else:
+            assert layer.weight.item() == live
+
+
 def test_an_ema_lies_between_the_old_and_the_new() -> None:
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)

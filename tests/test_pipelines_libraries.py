@@ -185,6 +185,8 @@ def test_an_error_in_ffcvs_thread_is_raised_here(sets: Sets, monkeypatch: pytest
 
 
 def test_a_file_that_shrinks_while_it_is_streamed_is_noticed(large: Sets, tmp_path: Path) -> None:
+    if (why := pipelines.available("ffcv")) is not None:
+        pytest.skip(why)
     folder = tmp_path / "ffcv"
     shutil.copytree(large.artefact("ffcv"), folder)
     with pipelines.open(folder, "ffcv", batch_size=64, streaming=True) as pipeline:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_sets import RAW, Sets, pixels, random_split
 
@@ -234,7 +234,6 @@ def test_nothing_heavy_is_imported_to_ask_what_there_is() -> None:
     assert json.loads(done.stdout) == []
 
 
-@settings(deadline=None)
 @given(
     num=st.integers(1, 3000),
     image_bytes=st.sampled_from([3 * 32 * 32 * 32, 196_608]),

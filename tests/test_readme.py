@@ -1,6 +1,7 @@
 """What the README shows in Python runs as it stands, and is as short as it says."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text(), re.DOTALL)
+from fastcifar.bench import readme
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["pipelines", "kernels"])
@@ -25,3 +29,10 @@ def test_an_example_runs(block: str) -> None:
         assert (names["batch"].shape, names["batch"].dtype) == ((512, 3, 32, 32), torch.bfloat16)
     else:
         assert steps == [[(256, 3, 32, 32), (256,), (256,), (256,)]] * 2
+
+
+def test_the_tables_are_those_of_the_results_and_records(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "README.md", tmp_path)
+    for name in ("results", "records"):
+        shutil.copytree(ROOT / "bench" / name, tmp_path / "bench" / name)
+    assert not readme.update(tmp_path / "README.md", tmp_path / "bench" / "results", tmp_path / "bench" / "records")

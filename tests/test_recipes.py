@@ -8,6 +8,7 @@ from fastcifar import models
 from fastcifar.commands.speedrun import RECIPES
 from fastcifar.pipelines import Batch
 from fastcifar.training import loop
+from fastcifar.training.session import build_network
 
 NAMES = configs.recipe_names()
 SYSTEMS = [
@@ -48,7 +49,7 @@ def test_a_target_has_a_recipe_of_under_five_million_parameters(target: int, nam
 def test_a_recipe_takes_a_step_with_its_own_network_and_optimiser(name: str) -> None:
     config = configs.load(name, ["pipeline.batch_size=4"])
     torch.manual_seed(0)
-    network = models.build(config.model.name, num_classes=10, max_parameters=config.model.max_parameters)
+    network = build_network(config.model, 10)
     before = {key: value.clone() for key, value in network.named_parameters() if value.requires_grad}
     state = loop.new_state(network, config, torch.float32)
     labels, indices = torch.tensor([1, 2, 3, 4]), torch.arange(4)

@@ -22,6 +22,6 @@ def test_every_package_is_pinned_with_hashes() -> None:
     extras = project["optional-dependencies"]
     wanted = [
         *project["dependencies"],
-        *(name for extra in ("dali", "ffcv", "cuda", "sweep", "dev") for name in extras[extra]),
+        *(name for extra in ("dali", "ffcv", "cuda", "sweep", "bench", "dev") for name in extras[extra]),
     ]
     assert {canonical(re.split(r"[<>=!~ \[]", name)[0]) for name in wanted} <= pinned

@@ -1,19 +1,24 @@
 """Training, from a CIFAR folder to the card: it learns, repeats its bits, and does what its settings say."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from cifar_files import make
-from training_runs import same_run, small_config, train
+from safetensors.torch import load_file, save_file
+from training_runs import same_run, small_config, terminate_at, train
 
 from fastcifar import config as configs
 from fastcifar.data import stratified_rows
+from fastcifar.interruption import InterruptedRunError
 from fastcifar.pipelines import Batch
+from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
 from fastcifar.training import loop, losses, resolution
 from fastcifar.training.device import pick_dtype
+from fastcifar.training.session import build_network
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +105,31 @@ def test_a_small_network_learns_real_cifar10_in_one_epoch(real_cifar10: Path, tm
     assert card.accuracy > 0.65
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_run_in_16_bits_goes_on_as_if_it_had_not_stopped(folder: Path, tmp_path: Path, dtype: str) -> None:
+    """Two steps: without units for it 16 bits are slow on a CPU."""
+    config = small_config(folder, f"train.dtype={dtype}", "train.epochs=0.2", "evaluate.tta=none")
+    whole = train(config, tmp_path / "whole")
+    assert whole.dtype == dtype
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(Reporter, "advance", terminate_at(1))
+        train(config, tmp_path / "stopped")
+    train(config, tmp_path / "stopped", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_stem_whitens_and_its_bias_is_trained_for_its_epochs_only(folder: Path, tmp_path: Path) -> None:
+    train(small_config(folder, "train.epochs=1", "train.whiten_epochs=0"), tmp_path / "fixed")
+    train(small_config(folder, "train.epochs=1", "train.whiten_epochs=1"), tmp_path / "trained")
+    fixed, trained = (load_file(tmp_path / name / "weights.safetensors") for name in ("fixed", "trained"))
+    assert torch.equal(fixed["whiten.weight"], trained["whiten.weight"])
+    assert torch.equal(fixed["whiten.weight"][:12], -fixed["whiten.weight"][12:])
+    torch.manual_seed(0)
+    begun = build_network(small_config(folder).model, 10).state_dict()["whiten.bias"]
+    assert torch.equal(fixed["whiten.bias"], begun)
+    assert not torch.equal(trained["whiten.bias"], begun)
+
+
 def test_a_compiled_run_takes_the_steps_of_one_that_is_not(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +173,13 @@ def test_a_plateau_and_early_stopping_look_at_the_validation_split(folder: Path,
 
 def test_a_student_learns_from_its_teacher_and_a_run_starts_from_another(folder: Path, tmp_path: Path) -> None:
     train(small_config(folder), tmp_path / "teacher")
+    # Another teacher takes each class for its neighbour: who learns from it alone is always wrong.
+    shutil.copytree(tmp_path / "teacher", tmp_path / "liar")
+    weights = load_file(tmp_path / "liar" / "weights.safetensors")
+    weights["head.weight"] = weights["head.weight"].roll(1, 0)
+    save_file(weights, tmp_path / "liar" / "weights.safetensors")
+    lies = [f"distill.teacher='{tmp_path / 'liar'}'", "distill.weight=1.0", "train.label_smoothing=0"]
+    assert train(small_config(folder, *lies), tmp_path / "misled").tta_accuracy < 0.1
     told = [f"distill.teacher='{tmp_path / 'teacher'}'", "distill.weight=1.0", "train.label_smoothing=0"]
     student = train(small_config(folder, *told, "model.widths=[8, 8, 8]"), tmp_path / "student")
     assert student.tta_accuracy > 0.3

@@ -18,7 +18,13 @@ from fastcifar.training.clock import Clock
 from fastcifar.training.run import run
 from fastcifar.training.session import find_data
 
-SMALL = ["pipeline.batch_size=50", "model.widths=[8, 16, 16]", "train.epochs=3", "train.whiten_epochs=1"]
+SMALL = [
+    "pipeline.batch_size=50",
+    "model.widths=[8, 16, 16]",
+    "train.epochs=3",
+    "train.whiten_epochs=1",
+    "train.dtype=float32",
+]
 
 
 def small_config(folder: Path, *settings: str) -> Config:
