@@ -96,8 +96,8 @@ def records(folder: Path, base: Path) -> str:
     lines = [_record_line(os.path.relpath(place, base), cards) for place, cards in groups if cards]
     if not lines:
         return "No run is on record yet."
-    head = "| data set | recipe | parameters | device | runs | test accuracy | with TTA | training | wall clock |"
-    return "\n".join([head, "|---|---|---:|---|---:|---:|---:|---:|---:|", *lines])
+    head = "data set | recipe | epochs | parameters | device | runs | test accuracy | with TTA | training | wall clock"
+    return "\n".join([f"| {head} |", "|---|---|---:|---:|---|---:|---:|---:|---:|---:|", *lines])
 
 
 def protocol(folder: Path) -> str:
@@ -163,6 +163,7 @@ def _json(path: Path) -> dict[str, Any]:
 CARD_KEYS = {
     "recipe",
     "dataset",
+    "epochs",
     "num_parameters",
     "device",
     "dtype",
@@ -189,6 +190,7 @@ def _record_line(place: str, cards: list[dict[str, Any]]) -> str:
     cells = (
         first["dataset"],
         f"[{first['recipe']}]({place})",
+        f"{first['epochs']:g}",
         f"{first['num_parameters']:,}",
         f"{first['device']}, {first['dtype']}",
         str(len(cards)),

@@ -165,6 +165,7 @@ def card(folder: Path, tta_accuracy: float) -> None:
         "dataset": "cifar10",
         "device": "AMD EPYC",
         "dtype": "float32",
+        "epochs": 11.0,
         "num_parameters": 1_972_792,
         "tta": "mirror_translate",
         "accuracy": 0.93,
@@ -208,7 +209,7 @@ def test_records_are_a_line_a_folder_with_mean_and_deviation(tmp_path: Path) -> 
     card(tmp_path / "records" / "first" / "seed1", 0.942)
     lines = readme.records(tmp_path / "records", tmp_path).splitlines()
     assert len(lines) == 3
-    assert "| cifar10 | [speedrun](records/first) | 1,972,792 | AMD EPYC, float32 | 2 |" in lines[2]
+    assert "| cifar10 | [speedrun](records/first) | 11 | 1,972,792 | AMD EPYC, float32 | 2 |" in lines[2]
     assert "94.10 % ± 0.14 | 100.0 s | 130.0 s |" in lines[2]
 
 
