@@ -134,7 +134,7 @@ def test_the_picture_has_an_axis_from_zero_and_grows_with_its_rows(tmp_path: Pat
 
 def test_the_readme_gets_the_newest_results_between_its_marks(tmp_path: Path) -> None:
     file, kept = tmp_path / "README.md", tmp_path / "results"
-    file.write_text("before\n<!-- measurements -->\nold\n<!-- /measurements -->\nafter\n")
+    file.write_text("before\n<!-- measurements -->\nstale\n<!-- /measurements -->\nafter\n")
     results.write_csv(result(date="2026-11-20", dataset="shapes10"), kept)
     noted = result()
     noted.notes.append("the load average was 2.1 at the start")
@@ -145,7 +145,7 @@ def test_the_readme_gets_the_newest_results_between_its_marks(tmp_path: Path) ->
     assert text.endswith("<!-- /measurements -->\nafter\n")
     assert "| crop_flip.bf16 | **resident** | 1,500,000 |" in text
     assert "\n\n*The load average was 2.1 at the start.*\n" in text
-    assert "old" not in text
+    assert "stale" not in text
     assert "shapes10" not in text
     assert "](results/loaders_amd-epyc-7763-2c_torch2.11_numba0.68_20261121.csv)" in text
     assert not readme.update(file, kept, tmp_path / "records")

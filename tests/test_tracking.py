@@ -112,7 +112,7 @@ def test_a_tracker_that_is_not_there_is_one_sentence_with_the_install_line(monke
         tracking.trackers(["mlflow"])
     monkeypatch.setattr(tracking, "_installed", lambda name: False)
     for name in tracking.NAMES:
-        with pytest.raises(ValueError, match=rf"{name} is not installed: pip install -e '.\[track\]' in its folder"):
+        with pytest.raises(ValueError, match=rf"{name} is not installed: pip install -e '.\[track\]' in fastcifar's"):
             tracking.trackers([name])
 
 

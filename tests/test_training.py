@@ -108,7 +108,7 @@ def test_a_small_network_learns_real_cifar10_in_one_epoch(real_cifar10: Path, tm
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_run_in_16_bits_goes_on_as_if_it_had_not_stopped(folder: Path, tmp_path: Path, dtype: str) -> None:
     """Two steps: without units for it 16 bits are slow on a CPU."""
-    config = small_config(folder, f"train.dtype={dtype}", "train.epochs=0.2", "evaluate.tta=none")
+    config = small_config(folder, f"train.dtype={dtype}", "train.epochs=0.2")
     whole = train(config, tmp_path / "whole")
     assert whole.dtype == dtype
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):

@@ -16,5 +16,6 @@ def resize(images: Tensor, pixels: int) -> Tensor:
     """Images [n, c, h, w] scaled to `pixels` (0: as they are), bilinear with antialiasing, channels-last."""
     if pixels in (0, images.shape[-1]):
         return images
-    images = F.interpolate(images, (pixels, pixels), mode="bilinear", antialias=True, align_corners=False)
-    return images.contiguous(memory_format=torch.channels_last)
+    # In float32: on a CPU torch has no antialiasing for 16 bits.
+    scaled = F.interpolate(images.float(), (pixels, pixels), mode="bilinear", antialias=True, align_corners=False)
+    return scaled.to(images.dtype, memory_format=torch.channels_last)
