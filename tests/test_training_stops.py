@@ -207,21 +207,9 @@ def test_a_loss_read_late_is_found_before_it_is_kept(folder: Path, tmp_path: Pat
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 
-def test_running_out_of_memory_names_a_batch_size_that_fits(folder: Path, tmp_path: Path) -> None:
-    honest = loop.loss_and_logits
-
-    def full_above_20(network: object, batch: Batch, images: torch.Tensor, *rest: object) -> object:
-        if len(images) > 20:
-            raise torch.OutOfMemoryError("out of memory")
-        return honest(network, batch, images, *rest)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="batch_size 50; 12 fits"):
-        patch.setattr(loop, "loss_and_logits", full_above_20)
-        train(small_config(folder), tmp_path / "run")
-
-
-def test_running_out_of_memory_while_warming_up_does_so_too(folder: Path, tmp_path: Path) -> None:
-    """Where steps are compiled, the first ones come before training."""
+@pytest.mark.parametrize("compiles", ["off", "on"])
+def test_running_out_of_memory_names_a_batch_size_that_fits(folder: Path, tmp_path: Path, compiles: str) -> None:
+    """Where steps are compiled, the first ones are those of the warm-up."""
     honest = loop.loss_and_logits
 
     def full_above_20(network: object, batch: Batch, images: torch.Tensor, *rest: object) -> object:
@@ -232,7 +220,7 @@ def test_running_out_of_memory_while_warming_up_does_so_too(folder: Path, tmp_pa
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="batch_size 50; 12 fits"):
         patch.setattr(loop, "compiled", lambda network: network)
         patch.setattr(loop, "loss_and_logits", full_above_20)
-        train(small_config(folder, "train.compile=on"), tmp_path / "run")
+        train(small_config(folder, f"train.compile={compiles}"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("settings", [[], ["data.validation=100"]])
