@@ -7,20 +7,20 @@ NUMBA_CACHE_DIR.
 """
 
 import threading
-from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import get_num_threads, prange, set_num_threads, threading_layer
+from numba import prange
 
 from fastcifar.kernels import checks
 from fastcifar.kernels.numba_draw import draw_range, fisher_yates, is_possible, rows_inside
-from fastcifar.kernels.numba_jit import compiled_for, config
+from fastcifar.kernels.numba_jit import compiled_for
 from fastcifar.kernels.numba_pixels import augment_range
 from fastcifar.kernels.numba_task import scratch_bytes
 from fastcifar.kernels.numba_types import PARALLEL_AUGMENT, PARALLEL_DRAW
 from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, is_reflect
+from fastcifar.kernels.threads import num_tasks_for, run_parallel
 
 if TYPE_CHECKING:
     import torch
@@ -128,11 +128,11 @@ def draw(
         ints,
         floats,
     )
-    num_tasks = _tasks(len(indices_n), num_threads)
+    num_tasks = num_tasks_for(len(indices_n), num_threads)
     if num_tasks == 1:
         draw_range(0, len(indices_n), *inputs)
     else:
-        _run(_draw, num_tasks, *inputs)
+        run_parallel(_draw, num_tasks, *inputs)
 
 
 def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:
@@ -165,7 +165,7 @@ def augment(
     as for draw().
     """
     _, height, width, _ = images_nhwc.shape
-    num_tasks = _tasks(len(rows_n), num_threads)
+    num_tasks = num_tasks_for(len(rows_n), num_threads)
     inputs = (
         address(images_nhwc),
         rows_n,
@@ -182,7 +182,7 @@ def augment(
     if num_tasks == 1:
         augment_range(0, len(rows_n), *inputs, scratch[0], out.data_ptr())
     else:
-        _run(_augment, num_tasks, *inputs, scratch, out.data_ptr())
+        run_parallel(_augment, num_tasks, *inputs, scratch, out.data_ptr())
 
 
 def address(images_nhwc: Any) -> int:
@@ -199,17 +199,6 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def _tasks(num_images: int, num_threads: int | None) -> int:
-    """Number of threads to share the images among."""
-    if num_threads is None:
-        import torch
-
-        num_threads = torch.get_num_threads()
-    if not isinstance(num_threads, int | np.integer) or num_threads < 1:
-        raise ValueError(f"num_threads: got {num_threads!r}, takes an integer of at least 1")
-    return max(1, min(num_threads, num_images, config.NUMBA_NUM_THREADS))
-
-
 _LOCAL = threading.local()
 
 
@@ -224,24 +213,3 @@ def _scratch(num_tasks: int, num_bytes: int) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _scratch_bytes(height: int, width: int) -> int:
     return scratch_bytes(height, width)
-
-
-_LOCK = threading.Lock()
-
-
-def _run(parallel: Callable[..., None], num_tasks: int, *arguments: Any) -> None:
-    """Run in num_tasks threads; a single task is better run by the caller, which a forked process may do as well."""
-    # The caller's own functions, if parallel, go by the same number.
-    kept = get_num_threads()
-    if kept != num_tasks:
-        set_num_threads(num_tasks)
-    try:
-        if threading_layer() == "workqueue":
-            # Numba's own thread pool breaks when two threads enter it; OpenMP and TBB do not.
-            with _LOCK:
-                parallel(num_tasks, *arguments)
-        else:
-            parallel(num_tasks, *arguments)
-    finally:
-        if kept != num_tasks:
-            set_num_threads(kept)

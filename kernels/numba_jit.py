@@ -15,6 +15,7 @@ from typing import Any
 from numba import config as numba_config
 from numba import njit
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 
 # Numba makes its settings when it is imported, which a type checker cannot follow.
 config: Any = numba_config
@@ -49,8 +50,9 @@ def _stamped(function: FunctionType) -> FunctionType:
     Numba's cache looks at a function's own file and closure only: it would go on using old code for what the function
     calls, or reads, in other files.
     """
-    code = function.__code__.replace(co_freevars=("digest",))
-    copy = FunctionType(code, function.__globals__, function.__name__, None, (CellType(_DIGEST),))
+    code = function.__code__.replace(co_freevars=(*function.__code__.co_freevars, "digest"))
+    closure = (*(function.__closure__ or ()), CellType(_DIGEST))
+    copy = FunctionType(code, function.__globals__, function.__name__, None, closure)
     copy.__module__, copy.__qualname__, copy.__doc__ = (
         function.__module__,
         function.__qualname__,
@@ -101,3 +103,13 @@ def compiled(function: Any) -> Any:
 def compiled_for(signature: Any, *, parallel: bool = False) -> Callable[[Any], Any]:
     """Decorate what is called from Python: compiled for one signature at once, run without Python's lock."""
     return lambda function: jit(_stamped(function), signature, nogil=True, parallel=parallel)
+
+
+def compiled_callback(function: FunctionType, signature: Any) -> CFunc:
+    """Compile for one signature at once; the result's `address` is what compiled code can call it by."""
+    stamped = _stamped(function)
+    callback = CFunc(stamped, (signature.args, signature.return_type), {}, {"nopython": True, "error_model": "numpy"})
+    with suppress(RuntimeError):
+        callback._cache = _Cache(stamped)
+    callback.compile()
+    return callback

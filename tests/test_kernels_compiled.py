@@ -253,21 +253,21 @@ def test_operators_give_weights_of_one_without_mixing():
 
 
 def test_default_is_torchs_number_of_threads(monkeypatch):
-    from fastcifar.kernels import numba_cpu
+    from fastcifar.kernels import threads
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert numba_cpu._tasks(100, None) == 1
-    assert numba_cpu._tasks(1, 8) == 1
-    assert numba_cpu._tasks(0, 8) == 1
+    assert threads.num_tasks_for(100, None) == 1
+    assert threads.num_tasks_for(1, 8) == 1
+    assert threads.num_tasks_for(0, 8) == 1
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_numbas_number_of_threads_stays_the_callers(monkeypatch, fails):
-    from fastcifar.kernels import numba_cpu
+    from fastcifar.kernels import threads
 
     told, within = [3], []
-    monkeypatch.setattr(numba_cpu, "get_num_threads", lambda: told[-1])
-    monkeypatch.setattr(numba_cpu, "set_num_threads", told.append)
+    monkeypatch.setattr(threads, "get_num_threads", lambda: told[-1])
+    monkeypatch.setattr(threads, "set_num_threads", told.append)
 
     def parallel(num_tasks):
         within.append((num_tasks, told[-1]))
@@ -275,7 +275,7 @@ def test_numbas_number_of_threads_stays_the_callers(monkeypatch, fails):
             raise MemoryError
 
     with contextlib.suppress(MemoryError):
-        numba_cpu._run(parallel, 2)
+        threads.run_parallel(parallel, 2)
     assert within == [(2, 2)]
     assert told == [3, 2, 3]
 

@@ -1,12 +1,11 @@
-"""3x3 convolutions whose weight gradient is taken another way on CPUs, where the library is slow at it on small maps.
+"""3x3 convolutions that take another way on CPUs, where the library's is the slow part of training.
 
-In float32 the gradient is one matrix product of the output's gradient with the input's patches (measured in
-bench/LOG.md). In bfloat16 on AMX the library is said to do well on wide maps alone, so images are laid side by side
-with columns of zeros between them and it is asked for the gradient of that (right by the tests, its gain not measured
-yet). Which way is taken depends on dtype, device and shape alone, never on a timing, so that a seed repeats its bits.
+In float32 they are made with a fraction of the multiplications (kernels/winograd.py). In bfloat16 on AMX the library is
+said to be slow at the weight gradient of narrow maps, so images are laid side by side with columns of zeros between
+them and it is asked for the gradient of that (right by the tests, its gain not measured yet). Which way is taken
+depends on dtype, device and shape alone, never on a timing, so that a seed repeats its bits.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,15 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fastcifar.kernels.dispatch import has_numba
+
 Sides = tuple[int, int, int, int]
 """Columns and rows of zeros, 0 or 1 of each: left, right, top, bottom, as F.pad takes them."""
-Way = Callable[[Tensor, Tensor, Sides], Tensor]
-"""The weight's gradient [channels_out, channels_in, 3, 3] of images, the output's gradient and the zeros around."""
 
-_PRODUCT_MAX_WIDTH_PX = 15
-"""Widest map whose gradient is taken as a product: beyond it the library was as fast."""
-_PRODUCT_PIECE = 2**22
-"""Values of patches made at a time, 16 MiB: nine times the input is more than a step should hold."""
 _PACKED_MAX_WIDTH_PX = 8
 """Widest map that is packed: at 16 the library is said to be at its full rate."""
 _PACKED_WIDTH_PX = 64
@@ -45,46 +40,75 @@ def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None = None, sid
 
     Returns [n, channels_out, h + top + bottom - 2, w + left + right - 2] in the autocast dtype, if there is one.
     """
-    left, right = sides[:2]
-    trains = torch.is_grad_enabled() and weight.requires_grad
     # A compiler sees more of the library's convolution than of ours.
-    if images.device.type == "cpu" and trains and not torch.compiler.is_compiling():
+    if images.device.type == "cpu" and not torch.compiler.is_compiling():
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
-        way = _way(dtype, images.shape[-1] + left + right - 2)
+        left, right, top, bottom = sides
+        way = _way(dtype, weight, images.shape[-2] + top + bottom - 2, images.shape[-1] + left + right - 2)
         if way is not None:
-            bias = None if bias is None else bias.to(dtype)
-            return _Convolution.apply(images.to(dtype), weight.to(dtype), bias, sides, way)
+            output = way.apply(images.to(dtype), weight.to(dtype), sides)
+            return output if bias is None else output + bias.to(dtype)[:, None, None]
     return _convolve(images, weight, bias, sides)
 
 
-def _way(dtype: torch.dtype, width: int) -> Way | None:
-    """How a CPU takes the weight gradient of maps of this width; None where the library is as fast."""
-    if dtype == torch.float32 and width <= _PRODUCT_MAX_WIDTH_PX:
-        return product_gradient
+def prepare(device: torch.device, dtype: torch.dtype) -> None:
+    """Have the compiled code for training in `dtype` on `device` ready, which otherwise the first step waits for."""
+    if device.type == "cpu" and dtype == torch.float32 and has_numba():
+        from fastcifar.kernels import winograd
+
+        winograd.prepare()
+
+
+def _way(dtype: torch.dtype, weight: Tensor, height: int, width: int) -> type[torch.autograd.Function] | None:
+    """How a CPU makes maps of this height and width; None where the library is as fast."""
+    if dtype == torch.float32 and has_numba():
+        from fastcifar.kernels import winograd
+
+        return _Winograd if winograd.pays(weight.shape[1], weight.shape[0], height, width) else None
     amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-    return packed_gradient if dtype == torch.bfloat16 and amx and width <= _PACKED_MAX_WIDTH_PX else None
+    trains = torch.is_grad_enabled() and weight.requires_grad
+    return _Packed if dtype == torch.bfloat16 and amx and trains and width <= _PACKED_MAX_WIDTH_PX else None
 
 
-class _Convolution(torch.autograd.Function):
-    """The convolution, and its weight gradient taken in the given way."""
+class _Winograd(torch.autograd.Function):
+    """The convolution and its gradients with few multiplications."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, sides: Sides, way: Way) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, sides: Sides) -> Tensor:
+        from fastcifar.kernels import winograd
+
         ctx.save_for_backward(images, weight)
-        ctx.sides, ctx.way = sides, way
-        return _convolve(images, weight, bias, sides)
+        ctx.sides = sides
+        return winograd.convolve(images, weight, sides)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        from fastcifar.kernels import winograd
+
+        of_images, of_weight = ctx.needs_input_grad[:2]
+        both = winograd.gradients(*ctx.saved_tensors, gradients[0], ctx.sides, of_images=of_images, of_weight=of_weight)
+        return (*both, None)
+
+
+class _Packed(torch.autograd.Function):
+    """The library's convolution, and its weight gradient of packed images."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, sides: Sides) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.sides = sides
+        return _convolve(images, weight, None, sides)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        of_images, of_weight, of_bias = ctx.needs_input_grad[:3]
+        of_images, of_weight = ctx.needs_input_grad[:2]
         return (
             _images_gradient(images, weight, gradient, ctx.sides) if of_images else None,
-            ctx.way(images, gradient, ctx.sides) if of_weight else None,
-            gradient.sum((0, 2, 3)) if of_bias else None,
-            None,
+            packed_gradient(images, gradient, ctx.sides) if of_weight else None,
             None,
         )
 
@@ -104,33 +128,6 @@ def _images_gradient(images: Tensor, weight: Tensor, gradient: Tensor, sides: Si
     padded = images.new_empty((n, height + top + bottom, width + left + right, channels)).permute(0, 3, 1, 2)
     whole = _convolution_backward(gradient, padded, weight, 0, "images")
     return whole[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-
-
-def product_gradient(images: Tensor, gradient: Tensor, sides: Sides) -> Tensor:
-    """One product of the output's gradient [n, channels_out, h', w'] with the images' patches, in pieces of the batch.
-
-    Exact but for the order of the sums. images [n, channels_in, h, w], both of float32.
-    """
-    left, right, top, bottom = sides
-    n, channels, height, width = images.shape
-    padded_height, padded_width = height + top + bottom, width + left + right
-    channels_out, rows, columns = gradient.shape[1:]
-    per_image = rows * columns * 9 * channels
-    piece = max(1, min(n, _PRODUCT_PIECE // per_image))
-    padded = images.new_zeros((piece, padded_height, padded_width, channels))
-    patches = images.new_empty((piece, rows, columns, 3, 3 * channels))
-    # A patch's row is 3 * channels values that lie side by side in a channels-last image.
-    row = padded_width * channels
-    windows = padded.as_strided(patches.shape, (padded_height * row, row, channels, row, 1))
-    total = images.new_zeros((channels_out, 9 * channels))
-    images_nhwc, gradient_nhwc = images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-    for start in range(0, n, piece):
-        count = min(piece, n - start)
-        padded[:count, top : top + height, left : left + width] = images_nhwc[start : start + count]
-        patches[:count] = windows[:count]
-        of_output = gradient_nhwc[start : start + count].reshape(-1, channels_out)
-        total.addmm_(of_output.T, patches[:count].view(len(of_output), 9 * channels))
-    return total.view(channels_out, 3, 3, channels).permute(0, 3, 1, 2)
 
 
 def packed_gradient(images: Tensor, gradient: Tensor, sides: Sides) -> Tensor:

@@ -15,6 +15,7 @@ from fastcifar import config as configs
 from fastcifar import data, kernels, models
 from fastcifar.atomic import write_atomically
 from fastcifar.interruption import InterruptedRunError, StopRequest
+from fastcifar.models import convolution
 from fastcifar.report.card import Card
 from fastcifar.report.environment import environment
 from fastcifar.report.progress import Reporter
@@ -72,6 +73,7 @@ def fit(
     write_atomically(folder.environment, (json.dumps(about, indent=2) + "\n").encode())
     with clock.part("compile"):
         kernels.prepare(session.device)
+        convolution.prepare(session.device, session.dtype)
     goes_on = resume and bool(checkpoints.checkpoint_paths(folder.checkpoints))
     with clock.part("load"):
         train_rows_n, validation_rows_n = session.split_rows()

@@ -1,0 +1,305 @@
+"""Images cut into tiles, each transformed by a matrix on both sides, and tiles put together again: compiled code.
+
+What Winograd's convolution does with memory; what it is for stands in winograd.py. Tiles are worked on LANES channels
+at a time, as straight-line code made of the matrix, whose zeros and ones cost nothing.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from fastcifar.kernels.numba_jit import compiled_callback, compiled_for
+
+LANES = 8
+"""Channels that are worked on at once: one register of AVX2."""
+TAPS = 3
+"""Side of the convolutions' kernels."""
+SIZES = (2, 3, 4, 5, 6)
+"""Sides of the squares of outputs that a tile may give; the error grows with them (bench/LOG.md)."""
+_POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
+TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH = range(4)
+"""The uses of a size's matrices: B^T, A^T, A and B."""
+
+Matrix = tuple[tuple[Fraction, ...], ...]
+
+_FLOAT, _LONG, _BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(8).as_pointer()
+_FLOATS = types.CPointer(types.float32)
+
+
+@lru_cache(maxsize=8)
+def matrices(size: int) -> tuple[Matrix, Matrix, Matrix]:
+    """A^T [size, size + 2], G [size + 2, 3] and B^T [size + 2, size + 2]: F(size, 3) is A^T ((G g) * (B^T d)).
+
+    Toom and Cook's way: a product of polynomials is known by its values at as many points as it has coefficients, the
+    last of them at infinity; what is transposed of it is a convolution.
+    """
+    points = [Fraction(point) for point in _POINTS[: size + TAPS - 2]]
+    data, kernel = [], []
+    for point in points:
+        others = [other for other in points if other != point]
+        scale = _product(point - other for other in others)
+        data.append((*_polynomial(others), Fraction(0)))
+        kernel.append(tuple(point**power / scale for power in range(TAPS)))
+    data.append(_polynomial(points))
+    kernel.append(tuple(Fraction(int(power == TAPS - 1)) for power in range(TAPS)))
+    output = tuple((*(point**power for point in points), Fraction(int(power == size - 1))) for power in range(size))
+    return output, tuple(kernel), tuple(data)
+
+
+def _product(factors: Any) -> Fraction:
+    product = Fraction(1)
+    for factor in factors:
+        product *= factor
+    return product
+
+
+def _polynomial(roots: Sequence[Fraction]) -> tuple[Fraction, ...]:
+    """Coefficients of the product of all (x - root), that of x^0 first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted, scaled = [Fraction(0), *coefficients], [*(root * value for value in coefficients), Fraction(0)]
+        coefficients = [a - b for a, b in zip(shifted, scaled, strict=True)]
+    return tuple(coefficients)
+
+
+def _matrix(size: int, use: int) -> Matrix:
+    output, _, data = matrices(size)
+    matrix = output if use in (FROM_PRODUCT, TO_GRADIENT) else data
+    return matrix if use in (TO_PATCH, FROM_PRODUCT) else tuple(zip(*matrix, strict=True))
+
+
+@intrinsic(prefer_literal=True)
+def _transform(
+    typing_context: Any,
+    size: Any,
+    use: Any,
+    target: Any,
+    target_row: Any,
+    target_column: Any,
+    source: Any,
+    source_row: Any,
+    source_column: Any,
+) -> Any:
+    """Write M D M^T, of LANES channels, for the matrix M of a size and a use; FROM_PATCH adds to what is there.
+
+    Rows and columns of D and of the target are as many floats apart as is said.
+    """
+    matrix = _matrix(size.literal_value, use.literal_value)
+    adds = use.literal_value == FROM_PATCH
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, _, target, *target_pitch, source, source_row, source_column = arguments
+        vector = ir.VectorType(_FLOAT, LANES)
+        name = f"llvm.fmuladd.v{LANES}f32"
+        fmuladd = builder.module.globals.get(name)
+        if fmuladd is None:
+            fmuladd = ir.Function(builder.module, ir.FunctionType(vector, [vector] * 3), name=name)
+
+        def place(pointer: Any, pitch: Any, row: int, column: int) -> Any:
+            steps = [builder.mul(by, _LONG(times)) for by, times in zip(pitch, (row, column), strict=True)]
+            return builder.bitcast(builder.gep(pointer, [builder.add(*steps)]), vector.as_pointer())
+
+        def times_matrix(values: Sequence[Any]) -> list[Any]:
+            return [weighted_sum(row, values) for row in matrix]
+
+        def weighted_sum(row: Sequence[Fraction], values: Sequence[Any]) -> Any:
+            terms = [(weight, value) for weight, value in zip(row, values, strict=True) if weight]
+            total = None
+            # One that needs no product goes first.
+            for weight, value in sorted(terms, key=lambda term: term[0] != 1):
+                factor = ir.Constant(vector, [ir.Constant(_FLOAT, float(weight))] * LANES)
+                if total is None:
+                    total = value if weight == 1 else builder.fmul(value, factor)
+                elif weight == 1:
+                    total = builder.fadd(total, value)
+                elif weight == -1:
+                    total = builder.fsub(total, value)
+                else:
+                    total = builder.call(fmuladd, [value, factor, total])
+            return total
+
+        side = len(matrix[0])
+        columns = []
+        for column in range(side):
+            places = [place(source, (source_row, source_column), row, column) for row in range(side)]
+            columns.append(times_matrix([builder.load(there, align=4) for there in places]))
+        for row in range(len(matrix)):
+            for column, value in enumerate(times_matrix([values[row] for values in columns])):
+                there = place(target, target_pitch, row, column)
+                result = builder.fadd(builder.load(there, align=4), value) if adds else value
+                builder.store(result, there, align=4)
+        return context.get_dummy_value()
+
+    arguments = (size, use, _FLOATS, types.intp, types.intp, _FLOATS, types.intp, types.intp)
+    return types.void(*arguments), generate
+
+
+_TRANSFORM = types.void(_FLOATS, types.intp, types.intp, _FLOATS, types.intp, types.intp, types.intp)
+
+
+@lru_cache(maxsize=32)
+def transform(size: int, use: int) -> CFunc:
+    """Compiled: transform all channels of one tile. Its `address` is what to_tiles and from_tiles take."""
+
+    def of_tile(target, target_row, target_column, source, source_row, source_column, channels):
+        for first in range(0, channels, LANES):
+            _transform(
+                size,
+                use,
+                _moved(target, first),
+                target_row,
+                target_column,
+                _moved(source, first),
+                source_row,
+                source_column,
+            )
+
+    return compiled_callback(of_tile, _TRANSFORM)
+
+
+@intrinsic
+def _call(
+    typing_context: Any,
+    function: Any,
+    target: Any,
+    target_row: Any,
+    target_column: Any,
+    source: Any,
+    source_row: Any,
+    source_column: Any,
+    channels: Any,
+) -> Any:
+    """Call a transform by its address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, *rest = arguments
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in rest])
+        builder.call(builder.inttoptr(address, kind.as_pointer()), rest)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, *_TRANSFORM.args), generate
+
+
+@intrinsic
+def _floats_at(typing_context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], _FLOAT.as_pointer())
+
+    return _FLOATS(types.uint64), generate
+
+
+@intrinsic
+def _moved(typing_context: Any, pointer: Any, offset: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.gep(arguments[0], [arguments[1]])
+
+    return pointer(pointer, types.intp), generate
+
+
+@intrinsic
+def _copy(typing_context: Any, target: Any, source: Any, num_floats: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        copy = builder.module.declare_intrinsic("llvm.memcpy", [_BYTES, _BYTES, _LONG])
+        pointers = [builder.bitcast(pointer, _BYTES) for pointer in arguments[:2]]
+        builder.call(copy, [*pointers, builder.mul(arguments[2], _LONG(4)), ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+
+    return types.void(_FLOATS, _FLOATS, types.intp), generate
+
+
+@intrinsic
+def _clear(typing_context: Any, target: Any, num_floats: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        fill = builder.module.declare_intrinsic("llvm.memset", [_BYTES, _LONG])
+        start, num_bytes = builder.bitcast(arguments[0], _BYTES), builder.mul(arguments[1], _LONG(4))
+        builder.call(fill, [start, ir.Constant(ir.IntType(8), 0), num_bytes, ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+
+    return types.void(_FLOATS, types.intp), generate
+
+
+_LAYOUT = types.UniTuple(types.int64, 12)
+"""n, height, width and channels of the images, and the rows and columns of zeros before each of them; rows and columns
+of tiles, a tile's side and the pixels from one to the next; a transformed tile's side and the floats between its places
+"""
+_CONVERT = types.void(types.int64, types.uint64, types.uint64, _LAYOUT, types.float32[:, ::1], types.uint64)
+
+
+@compiled_for(_CONVERT, parallel=True)
+def to_tiles(num_tasks, transform, images, layout, scratch, tiles):
+    """Transform each tile of images [n, h, w, channels], which overlap, to places [side * side, n * tiles, channels].
+
+    transform, images, tiles: addresses. scratch: float32 [num_tasks, floats of an image with its zeros]. In `tiles` the
+    channels are padded to a multiple of LANES.
+    """
+    for unsigned in prange(num_tasks):
+        task = np.int64(unsigned)
+        n, height, width, channels, top, left, rows, columns, side, step, places, pitch = layout
+        padded = -(-channels // LANES) * LANES
+        row_floats = ((columns - 1) * step + side) * padded
+        framed = _floats_at(np.uint64(scratch.ctypes.data + task * scratch.shape[1] * 4))
+        _clear(framed, ((rows - 1) * step + side) * row_floats)
+        for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
+            for y in range(height):
+                source = _moved(_floats_at(images), (image * height + y) * width * channels)
+                target = _moved(framed, (y + top) * row_floats + left * padded)
+                if padded == channels:
+                    _copy(target, source, width * channels)
+                else:
+                    for x in range(width):
+                        _copy(_moved(target, x * padded), _moved(source, x * channels), channels)
+            for row in range(rows):
+                for column in range(columns):
+                    tile = (image * rows + row) * columns + column
+                    _call(
+                        transform,
+                        _moved(_floats_at(tiles), tile * padded),
+                        places * pitch,
+                        pitch,
+                        _moved(framed, row * step * row_floats + column * step * padded),
+                        row_floats,
+                        padded,
+                        padded,
+                    )
+
+
+@compiled_for(_CONVERT, parallel=True)
+def from_tiles(num_tasks, transform, images, layout, scratch, tiles):
+    """Write images from their transformed tiles, the other way round; where tiles overlap their sum is written."""
+    for unsigned in prange(num_tasks):
+        task = np.int64(unsigned)
+        n, height, width, channels, top, left, rows, columns, side, step, places, pitch = layout
+        padded = -(-channels // LANES) * LANES
+        row_floats = ((columns - 1) * step + side) * padded
+        framed = _floats_at(np.uint64(scratch.ctypes.data + task * scratch.shape[1] * 4))
+        for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
+            if side > step:
+                _clear(framed, ((rows - 1) * step + side) * row_floats)
+            for row in range(rows):
+                for column in range(columns):
+                    tile = (image * rows + row) * columns + column
+                    _call(
+                        transform,
+                        _moved(framed, row * step * row_floats + column * step * padded),
+                        row_floats,
+                        padded,
+                        _moved(_floats_at(tiles), tile * padded),
+                        places * pitch,
+                        pitch,
+                        padded,
+                    )
+            for y in range(height):
+                target = _moved(_floats_at(images), (image * height + y) * width * channels)
+                source = _moved(framed, (y + top) * row_floats + left * padded)
+                if padded == channels:
+                    _copy(target, source, width * channels)
+                else:
+                    for x in range(width):
+                        _copy(_moved(target, x * channels), _moved(source, x * padded), channels)

@@ -1,0 +1,44 @@
+"""How many threads compiled code runs in, and running it in them."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import get_num_threads, set_num_threads, threading_layer
+
+from fastcifar.kernels.numba_jit import config
+
+_LOCK = threading.Lock()
+
+
+def num_tasks_for(num_images: int, num_threads: int | None = None) -> int:
+    """Number of threads to share the images among; num_threads: at most this many, None takes torch.get_num_threads().
+
+    Raises ValueError where num_threads is less than 1.
+    """
+    if num_threads is None:
+        import torch
+
+        num_threads = torch.get_num_threads()
+    if not isinstance(num_threads, int | np.integer) or num_threads < 1:
+        raise ValueError(f"num_threads: got {num_threads!r}, takes an integer of at least 1")
+    return max(1, min(num_threads, num_images, config.NUMBA_NUM_THREADS))
+
+
+def run_parallel(parallel: Callable[..., None], num_tasks: int, *arguments: Any) -> None:
+    """Run in num_tasks threads; a single task is better run by the caller, which a forked process may do as well."""
+    # The caller's own functions, if parallel, go by the same number.
+    kept = get_num_threads()
+    if kept != num_tasks:
+        set_num_threads(num_tasks)
+    try:
+        if threading_layer() == "workqueue":
+            # Numba's own thread pool breaks when two threads enter it; OpenMP and TBB do not.
+            with _LOCK:
+                parallel(num_tasks, *arguments)
+        else:
+            parallel(num_tasks, *arguments)
+    finally:
+        if kept != num_tasks:
+            set_num_threads(kept)
