@@ -15,6 +15,7 @@ _HEADINGS = {
     "over_best_peer": "x best peer",
     "over_linear": "x linear",
     "memory_over_one": "memory x 1 copy",
+    "own_memory_over_one": "own memory x 1 copy",
     "rate_over_one": "rate x 1 copy",
     "over_import_torch_s": "less import torch s",
 }
@@ -33,7 +34,7 @@ def number(value: str, amount: float) -> str:
     """An amount of a value as text: shares as percentages, factors with an x, else three or four digits."""
     if value.startswith("share_of") or value.endswith("_share"):
         return f"{100 * amount:.1f} %" if amount < 0.1 else f"{100 * amount:.0f} %"
-    if value.startswith(("over_", "memory_over", "rate_over")) and not value.endswith("_s"):
+    if value.startswith(("over_", "memory_over", "own_memory_over", "rate_over")) and not value.endswith("_s"):
         return f"{amount:.2f}x"
     if value == "rounds":
         return f"{amount:.0f}"

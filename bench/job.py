@@ -47,6 +47,11 @@ class Job:
         """How many images of the training part are measured with; 0: all."""
         return min(QUICK_IMAGES, self._shape()[0]) if self.quick else 0
 
+    def pick_batch_size(self, default: int, quick: int = 100) -> int:
+        """Images a batch: as asked, else `default`; no more than `quick` where few images are measured with."""
+        batch_size = self.batch_size or default
+        return min(batch_size, quick) if self.quick else batch_size
+
     def artefact(self, to: str) -> Path:
         """The data set as an artefact, converted where it is not there yet."""
         from fastcifar import artefacts

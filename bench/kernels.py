@@ -6,8 +6,8 @@ import numpy as np
 
 from fastcifar.bench import bounds, settings
 from fastcifar.bench.job import Job
-from fastcifar.bench.measure import Measured, Sample, share
-from fastcifar.bench.results import Result, Row, memory_values, spread_values
+from fastcifar.bench.measure import Sample
+from fastcifar.bench.results import Result, Row, traffic_values
 from fastcifar.bench.settings import Task
 from fastcifar.bench.workers import Entry, Place
 
@@ -17,9 +17,7 @@ DTYPES = ("bf16", "fp32")
 
 def measure(job: Job) -> Result:
     """Every form that the device has, every setting, both dtypes, with the widening gather and the copy in turn."""
-    batch_size = job.batch_size or BATCH_SIZE["cuda" if job.on_gpu else "cpu"]
-    if job.quick:
-        batch_size = min(batch_size, 100)
+    batch_size = job.pick_batch_size(BATCH_SIZE["cuda" if job.on_gpu else "cpu"])
     forms = ("cuda",) if job.on_gpu else ("numba", "reference")
     told: dict[str, Any] = {
         "images_file": str(job.images_file()),
@@ -34,38 +32,17 @@ def measure(job: Job) -> Result:
     measured = job.run(entries, {name: keys for name in names})
     roles = {entry.key: entry.role for entry in entries}
     pixels = job.image_pixels()
-    rows = [row for name in names for row in _rows(name, measured[name], roles, pixels)]
+    rows = [
+        Row(key, name, roles[key], traffic_values(key, measured[name], name, pixels, "first_call_s"))
+        for name in names
+        for key in measured[name]
+    ]
     title = f"Kernels: gather, augment, normalise, cast; batches of {batch_size}"
     if not job.on_gpu:
         job.notes.append(
             "the copy goes through main memory, a batch's buffer may stay in the cache: shares of it can exceed 100 %"
         )
     return Result("kernels", title, "images_s", rows, notes=job.notes)
-
-
-def _rows(name: str, measured: dict[str, Measured], roles: dict[str, str], pixels: int) -> list[Row]:
-    task = Task.parse(name)
-    moved = settings.bytes_moved(task.setting, pixels, task.dtype)
-    # The gather reads one image, whatever the kernel reads.
-    gathered = settings.bytes_moved("identity", pixels, task.dtype)
-    rows = []
-    for key, one in measured.items():
-        rate = one.rate
-        if key == "copy":
-            values: dict[str, float] = {"gb_s": rate.median / 1e9, "rounds": rate.num}
-        else:
-            image_bytes = gathered if key == "gather" else moved
-            values = spread_values("images_s", rate) | {"rounds": rate.num, "gb_s": rate.median * image_bytes / 1e9}
-            if "copy" in measured:
-                values["share_of_copy"] = share(one, measured["copy"], factor=image_bytes)
-            if "gather" in measured and key != "gather":
-                values["share_of_gather"] = share(one, measured["gather"])
-            if key != "gather":
-                values["first_call_s"] = one.opened.cold_s
-                values |= {} if one.opened.compile_s is None else {"compile_s": one.opened.compile_s}
-            values |= memory_values(one)
-        rows.append(Row(key, name, roles[key], values))
-    return rows
 
 
 class Kernel:

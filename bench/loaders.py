@@ -7,8 +7,8 @@ from typing import Any
 
 from fastcifar.bench import bounds, settings
 from fastcifar.bench.job import Job
-from fastcifar.bench.measure import Measured, Sample, share
-from fastcifar.bench.results import ROLES, Result, Row, best_peer, memory_values, spread_values
+from fastcifar.bench.measure import Measured, Sample
+from fastcifar.bench.results import ROLES, Result, Row, best_peer, spread_values, traffic_values
 from fastcifar.bench.settings import Task
 from fastcifar.bench.workers import Entry, Place
 
@@ -22,9 +22,7 @@ LARGE_TASKS = (f"crop_flip_cutmix.b{LARGE_BATCH_SIZE}.bf16",)
 
 def measure(job: Job) -> Result:
     """Every loader, its peers, the widening gather and the copy, in turn."""
-    batch_size = job.batch_size or BATCH_SIZE["cuda" if job.on_gpu else "cpu"]
-    if job.quick:
-        batch_size = min(batch_size, 100)
+    batch_size = job.pick_batch_size(BATCH_SIZE["cuda" if job.on_gpu else "cpu"])
     entries = [*_ours(job, batch_size), *_bounds(job, batch_size)]
     if job.peers:
         entries += _peers(job, batch_size)
@@ -104,32 +102,20 @@ def _arguments(job: Job, name: str, batch_size: int, key: str = "") -> dict[str,
 
 
 def _rows(task: str, measured: dict[str, Measured], roles: dict[str, str], pixels: int, *, is_first: bool) -> list[Row]:
-    moved = settings.bytes_moved(Task.parse(task).setting, pixels, Task.parse(task).dtype)
-    rows = [Row(key, task, roles[key], _values(key, one, measured, moved, is_first)) for key, one in measured.items()]
+    """A task's rows; `is_first` says that processes are new, which tells what opening in a new one takes."""
+    cold_name = "cold_first_batch_s" if is_first else ""
+    rows = []
+    for key, one in measured.items():
+        values = traffic_values(key, measured, task, pixels, cold_name)
+        if "first_batch_ms" in one.extra_names():
+            values |= spread_values("first_batch_ms", one.extra("first_batch_ms"))
+        rows.append(Row(key, task, roles[key], values))
     peer = best_peer(rows, task, "images_s")
     if peer is not None:
         for row in rows:
             if row.role == "ours":
                 row.values["over_best_peer"] = row.values["images_s"] / peer.values["images_s"]
     return rows
-
-
-def _values(key: str, one: Measured, measured: dict[str, Measured], moved: int, is_first: bool) -> dict[str, float]:
-    """A row's values; `moved` is the least bytes of traffic an image, `is_first` whether processes are new."""
-    if key == "copy":
-        return {"gb_s": one.rate.median / 1e9, "rounds": one.rate.num}
-    values = spread_values("images_s", one.rate) | {"rounds": one.rate.num}
-    if "first_batch_ms" in one.extra_names():
-        values |= spread_values("first_batch_ms", one.extra("first_batch_ms"))
-        if is_first:
-            values |= {"cold_first_batch_s": one.opened.cold_s}
-            values |= {} if one.opened.compile_s is None else {"compile_s": one.opened.compile_s}
-    values["gb_s"] = one.rate.median * moved / 1e9
-    if "copy" in measured:
-        values["share_of_copy"] = share(one, measured["copy"], factor=moved)
-    if "gather" in measured and key != "gather":
-        values["share_of_gather"] = share(one, measured["gather"])
-    return values | memory_values(one)
 
 
 class EpochLoader:

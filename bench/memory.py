@@ -1,5 +1,6 @@
 """How much memory a process has and had at most, from Linux's /proc; elsewhere what getrusage tells."""
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -7,25 +8,22 @@ from pathlib import Path
 _KIB_PER_MB = 1e6 / 1024
 
 
-def peak_mb(process: str = "self") -> float:
-    """Largest resident memory since the process began, or since `reset_peak`, in MB (1e6 bytes)."""
-    kib = _status_kib(process, "VmHWM")
+def peak_mb() -> float:
+    """Largest resident memory since this process began, or since `reset_peak`, in MB (1e6 bytes)."""
+    kib = _status_kib("VmHWM")
     return kib / _KIB_PER_MB if kib is not None else _rusage_mb()
 
 
-def resident_mb(process: str = "self") -> float:
-    """Resident memory now, in MB."""
-    kib = _status_kib(process, "VmRSS")
+def resident_mb() -> float:
+    """Resident memory of this process now, in MB."""
+    kib = _status_kib("VmRSS")
     return kib / _KIB_PER_MB if kib is not None else _rusage_mb()
 
 
-def reset_peak() -> bool:
-    """Let the peak begin anew at what is resident now; False where the system does not let us."""
-    try:
+def reset_peak() -> None:
+    """Let the peak begin anew at what is resident now, where the system lets us."""
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5)
-    except OSError:
-        return False
-    return True
 
 
 def children_mb() -> float:
@@ -51,9 +49,9 @@ def _private_mb(process: str) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / _KIB_PER_MB
 
 
-def _status_kib(process: str, field: str) -> int | None:
+def _status_kib(field: str) -> int | None:
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)

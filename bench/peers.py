@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcifar.bench.settings import DTYPES
 from fastcifar.kernels import Augmentation
+from fastcifar.kernels.checks import torch_dtype
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-
-_TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class Peer:
@@ -29,7 +29,7 @@ class Peer:
         device: str,
     ) -> None:
         self.told, self.batch_size, self.device = augmentation, batch_size, device
-        self.dtype = _TORCH_DTYPES[dtype]
+        self.dtype = torch_dtype(DTYPES[dtype])
         self.labels = torch.tensor(labels_n, device=device)
         self.height, self.width = images_nhwc.shape[1:3]
         self.mean, self.std = (torch.tensor(values, device=device) for values in mean_std)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.bench import figures
-from fastcifar.bench.results import Result, Row, newest, read_csv
+from fastcifar.bench.results import Result, Row, add_memory_growth, newest, read_csv
 from fastcifar.bench.table import about_line
+from fastcifar.report.card import mean_and_deviation, percent
+from fastcifar.report.record import Peers
 
 # In this order, with these columns; the CSV files have all the others.
 COLUMNS = {
@@ -27,7 +29,14 @@ COLUMNS = {
     ),
     "start": ("seconds", "over_import_torch_s"),
     "convert": ("seconds", "gb_s", "over_linear", "peak_memory_mb", "memory_over_one"),
-    "stream": ("images_s", "rate_over_one", "peak_memory_mb", "memory_over_one"),
+    "stream": (
+        "images_s",
+        "rate_over_one",
+        "peak_memory_mb",
+        "memory_over_one",
+        "own_memory_mb",
+        "own_memory_over_one",
+    ),
     "step": ("images_s", "forward_ms", "backward_ms", "optimizer_ms", "tflop_s", "share_of_matmul", "stall_share"),
 }
 
@@ -41,6 +50,8 @@ LEFT_OUT = {
 LEGEND = """Bold: ours; italic: a bound of the machine; plain: other loaders (`tensor`, `tensor_batch`: plain PyTorch).
 *of copy* and *of gather*: bytes moved a second as a share of a memory copy's, and images a second as a share of only
 fetching and widening them, both measured in the same run; more than 100 % is possible where a batch stays in the cache.
+*of matmul*: the arithmetic of the convolutions as they are defined, by the rate of a matrix product; more than 100 % is
+possible where they take fewer multiplications.
 *cold first batch*: from opening the loader to its first batch, compiling included where nothing was compiled before.
 *x linear*: the time, by that of one copy times the copies."""
 
@@ -56,6 +67,9 @@ def measurements(folder: Path, base: Path) -> str:
         return "Nothing was measured yet."
     sections, device = ["## Measured", LEGEND], ""
     for result, path in results:
+        if result.bench == "stream":
+            # Files of older versions do not say it.
+            add_memory_growth(result.rows)
         if result.about["device"] != device:
             device = result.about["device"]
             sections.append(f"### {device}")
@@ -66,7 +80,7 @@ def measurements(folder: Path, base: Path) -> str:
 def _section(result: Result, file: str) -> str:
     chosen = [value for value in COLUMNS[result.bench] if value in result.columns()]
     lines = [
-        f"**{result.title}** ({_versions(result)}; [CSV]({file}))",
+        f"**{result.title}** ({_about(result)}; [CSV]({file}))",
         "",
         f"| | | {' | '.join(map(figures.heading, chosen))} |",
         f"|---|---|{'---:|' * len(chosen)}",
@@ -86,8 +100,13 @@ def _line(row: Row, task: str, chosen: Sequence[str]) -> str:
     return f"| {task} | {name} | {' | '.join(cells)} |"
 
 
-def _versions(result: Result) -> str:
-    return about_line(result).split("; ", 1)[1]
+def _about(result: Result) -> str:
+    """Data set, versions, date, and the revision of the code where it is known."""
+    told = about_line(result).split("; ", 1)[1]
+    commit, _, changes = result.about["revision"].partition("+")
+    if not commit:
+        return told
+    return f"{told}; revision {commit[:7]}{', with changes' if changes else ''}"
 
 
 def records(folder: Path, base: Path) -> str:
@@ -116,7 +135,7 @@ def protocol(folder: Path) -> str:
 
 
 def _protocol_cells(place: Path, cards: list[dict[str, Any]]) -> tuple[str, ...]:
-    told, peer = _json(place / "record.json"), _json(place / "peer.json")
+    told = _json(place / "record.json")
     without = " (without)" if cards[0]["tta"] == "none" else ""
     name, dataset = f"[{place.name}]({place.name})", cards[0]["dataset"]
     if not told:
@@ -125,27 +144,33 @@ def _protocol_cells(place: Path, cards: list[dict[str, Any]]) -> tuple[str, ...]
         accuracy = _mean_percent([card["tta_accuracy"] for card in cards]) + without
         seconds = (f"{counted_s:,.1f} s", f"{wall_s:,.1f} s")
         return (name, dataset, "trial", str(len(cards)), "", accuracy, "", *seconds, "", "")
-    p_value, energy, deviation = told["p_value"], told["energy_mean_j"], told["tta_accuracy_deviation"]
-    beside = ""
-    # A record of before seeds were written down counts all of its peer's runs.
-    seeds = {str(seed) for seed in told["seeds"]} if "seeds" in told else set(peer.get("runs", ()))
-    theirs = [run["seconds"] for seed, run in peer.get("runs", {}).items() if seed in seeds]
-    if theirs:
-        theirs_s = statistics.mean(theirs)
-        beside = f"{told['counted_mean_s'] / theirs_s:.2f} of {peer['script']}'s {theirs_s:,.1f} s"
+    p_value, energy = told["p_value"], told["energy_mean_j"]
     return (
         name,
         dataset,
         told["kind"],
         str(told["num_runs"]),
         f"{100 * told['target']:g} %",
-        f"{100 * told['tta_accuracy_mean']:.2f} %{'' if deviation is None else f' ± {100 * deviation:.2f}'}{without}",
+        _with_deviation(told["tta_accuracy_mean"], told["tta_accuracy_deviation"]) + without,
         "" if p_value is None else f"{p_value:.2g}",
         f"{told['counted_mean_s']:,.1f} s",
         _wall(told),
         "" if energy is None else f"{energy:,.0f} J",
-        beside,
+        _beside(place, told),
     )
+
+
+def _beside(place: Path, told: dict[str, Any]) -> str:
+    """Our time by that of the peer's runs that belong to the record's, where there are any."""
+    path = place / "peer.json"
+    if not path.is_file():
+        return ""
+    peers = Peers(**_json(path))
+    # A record of before seeds were written down counts all of its peer's runs.
+    peers = peers.of(told["seeds"]) if "seeds" in told else peers
+    if not peers.runs:
+        return ""
+    return f"{told['counted_mean_s'] / peers.mean_s:.2f} of {peers.script}'s {peers.mean_s:,.1f} s"
 
 
 def _wall(told: dict[str, Any]) -> str:
@@ -202,8 +227,11 @@ def _record_line(place: str, cards: list[dict[str, Any]]) -> str:
 
 
 def _mean_percent(shares: list[float]) -> str:
-    deviation = f" ± {100 * statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
-    return f"{100 * statistics.mean(shares):.2f} %{deviation}"
+    return _with_deviation(*mean_and_deviation(shares))
+
+
+def _with_deviation(mean: float, deviation: float | None) -> str:
+    return percent(mean) + ("" if deviation is None else f" ± {100 * deviation:.2f}")
 
 
 def replace_between(text: str, marker: str, content: str, where: str) -> str:

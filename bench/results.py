@@ -3,12 +3,13 @@
 import csv
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastcifar.bench.measure import Measured, Spread
+from fastcifar.bench.measure import Measured, Spread, share
+from fastcifar.bench.settings import Task, bytes_moved
 
 ROLES = ("ours", "peer", "bound")
 
@@ -74,6 +75,52 @@ def memory_values(measured: Measured) -> dict[str, float]:
     return {**values, "gpu_memory_mb": released.gpu_memory_mb} if released.gpu_memory_mb else values
 
 
+def traffic_values(
+    key: str, measured: Mapping[str, Measured], task: str, pixels: int, cold_name: str = ""
+) -> dict[str, float]:
+    """A contestant's images and bytes a second on a task, their shares of the gather and the copy, and its memory.
+
+    `measured` are all on the task, `pixels` those of an image; of the copy itself, bytes a second alone. `cold_name`:
+    what to call the seconds to the first result, beside `compile_s`; empty: neither is given.
+    """
+    one = measured[key]
+    if key == "copy":
+        return {"gb_s": one.rate.median / 1e9, "rounds": one.rate.num}
+    told = Task.parse(task)
+    # The gather reads one image, whatever the task reads.
+    image_bytes = bytes_moved("identity" if key == "gather" else told.setting, pixels, told.dtype)
+    values = spread_values("images_s", one.rate) | {"rounds": one.rate.num}
+    values["gb_s"] = one.rate.median * image_bytes / 1e9
+    if "copy" in measured:
+        values["share_of_copy"] = share(one, measured["copy"], factor=image_bytes)
+    if "gather" in measured and key != "gather":
+        values["share_of_gather"] = share(one, measured["gather"])
+    if cold_name and key != "gather":
+        values[cold_name] = one.opened.cold_s
+        values |= {} if one.opened.compile_s is None else {"compile_s": one.opened.compile_s}
+    return values | memory_values(one)
+
+
+def add_memory_growth(rows: Sequence[Row]) -> None:
+    """Give rows of several copies `own_memory_over_one`: own memory by the same contestant's with one copy."""
+    once_mb = {row.contestant: row.values.get("own_memory_mb") for row in rows if row.task == "copies1"}
+    for row in rows:
+        own_mb, base_mb = row.values.get("own_memory_mb"), once_mb.get(row.contestant)
+        if row.task != "copies1" and own_mb is not None and base_mb:
+            row.values["own_memory_over_one"] = own_mb / base_mb
+
+
+BUSY_SHARE = 0.5
+"""A load average above this share of the cores, before anything is measured, is worth a word."""
+
+
+def load_notes(load: float, num_cores: int) -> list[str]:
+    """A note on the system's load average at the start where the machine was busy, else none."""
+    if load <= BUSY_SHARE * num_cores:
+        return []
+    return [f"the load average was {load:.2f} at the start: what else ran disturbs the figures"]
+
+
 def device_slug(device: str, num_threads: int) -> str:
     """A device's name as part of a file's: `amd-epyc-2c`, `nvidia-h200`."""
     name = re.sub(r"\(r\)|\(tm\)|\bprocessor\b|\bcpu\b|\d+-core|@.*$", " ", device.split(",", maxsplit=1)[0].lower())
@@ -116,22 +163,20 @@ def read_csv(path: Path) -> Result:
     """A result as `write_csv` kept it. `ValueError` where the file is something else."""
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    if not lines or not {*_TEXT, "device", "date"} <= set(lines[0]):
+    if not lines or not {*_TEXT, *ABOUT_NAMES} <= set(lines[0]):
         raise ValueError(f"{path}: got no results of `fastcifar bench`, takes a CSV file that it wrote")
     first = lines[0]
-    is_about = _about_names(first)
     rows = []
     for line in lines:
-        keys = [key for key in line if key not in {*_TEXT, "notes"} and key not in is_about and line[key]]
+        keys = [key for key in line if key not in {*_TEXT, *ABOUT_NAMES, "notes"} and line[key]]
         rows.append(Row(line["contestant"], line["task"], line["role"], {key: float(line[key]) for key in keys}))
-    about = {key: first[key] for key in first if key in is_about}
-    # Files of older versions have no notes.
-    notes = [note for note in first.get("notes", "").split(NOTES_BETWEEN) if note]
+    about = {key: first[key] for key in ABOUT_NAMES}
+    if "notes" in first:
+        notes = [note for note in first["notes"].split(NOTES_BETWEEN) if note]
+    else:
+        # A file of an older version; it says how many threads there were, as many as cores where nobody asked.
+        notes = load_notes(float(about["load"]), int(about["threads"]))
     return Result(path.stem.split("_")[0], first["title"], first["headline"], rows, about, notes)
-
-
-def _about_names(line: dict[str, str]) -> set[str]:
-    return {key for key in line if key in ABOUT_NAMES}
 
 
 ABOUT_NAMES = ("device", "device_kind", "threads", "load", "dataset", "date", "revision", "versions")

@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from fastcifar.kernels import Augmentation
 
 NAMES = ("identity", "crop_flip", "crop_flip_cutmix", "crop_flip_mixup", "rotation_jitter")
-DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
-ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+ITEM_BYTES = {"bf16": 2, "fp32": 4}
 
 
 def augmentation(name: str) -> "Augmentation":

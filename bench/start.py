@@ -6,6 +6,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 
 from fastcifar.bench.job import Job
 from fastcifar.bench.measure import Opened, Released, RunnerError, Sample, interleave
@@ -14,54 +15,26 @@ from fastcifar.bench.results import Result, Row
 BATCH_SIZE = 500
 LIMIT_S = 300.0
 
-# The child says when it has its first batch; a GPU's must be there, not only asked for.
-_OPEN = """
-import sys
-from pathlib import Path
-from fastcifar import pipelines
-from fastcifar.kernels import Augmentation
-name, artefact, device, batch_size = sys.argv[1:]
-told = Augmentation(crop_padding=4, flip="random", cutmix=1.0)
-with pipelines.open(
-    Path(artefact), name, batch_size=int(batch_size), augmentation=told, dtype="bfloat16", device=device
-) as pipeline:
-    batch = next(iter(pipeline.epoch(0)))
-    batch.images[-1, 0, 0, 0].item()
-    print("first batch", flush=True)
-"""
-_FROM_DATASET = """
-import sys
-from pathlib import Path
-from fastcifar import artefacts, data, pipelines
-from fastcifar.kernels import Augmentation
-dataset, path, device, batch_size = sys.argv[1:]
-source = data.locate(dataset, Path(path) if path else None, download=False)
-artefact = artefacts.cached(source, pipelines.needs("resident"))
-told = Augmentation(crop_padding=4, flip="random", cutmix=1.0)
-with pipelines.open(
-    artefact, batch_size=int(batch_size), augmentation=told, dtype="bfloat16", device=device
-) as pipeline:
-    batch = next(iter(pipeline.epoch(0)))
-    batch.images[-1, 0, 0, 0].item()
-    print("first batch", flush=True)
-"""
-_TORCH = "import torch; print('first batch', flush=True)"
+# What a process runs; each says when it has its first batch.
+_FIRST_BATCH = ("-m", "fastcifar.bench.first_batch")
+_IMPORT_TORCH = ("-c", "import torch; print('first batch', flush=True)")
 
 
 def measure(job: Job) -> Result:
     """Every pipeline from its artefact, `resident` from the data set too, and importing torch alone."""
     from fastcifar import pipelines
 
-    batch_size = 100 if job.quick else job.batch_size or BATCH_SIZE
+    batch_size = job.pick_batch_size(BATCH_SIZE)
     names = [name for name in pipelines.NAMES if pipelines.available(name) is None]
     tail = [job.place.device, str(batch_size)]
     processes = [
-        Process(name, _OPEN, [name, str(job.artefact(pipelines.needs(name))), *tail])
+        Process(name, [*_FIRST_BATCH, name, str(job.artefact(pipelines.needs(name))), *tail])
         for name in (() if job.quick else names)
     ]
     path = "" if job.source.path is None else str(job.source.path)
-    processes.append(Process("resident_dataset", _FROM_DATASET, [job.source.dataset, path, *tail]))
-    processes.append(Process("import_torch", _TORCH, []))
+    from_dataset = [*_FIRST_BATCH, "--from-dataset", job.source.dataset, path, *tail]
+    processes.append(Process("resident_dataset", from_dataset))
+    processes.append(Process("import_torch", _IMPORT_TORCH))
 
     def on_problem(key: str, error: RunnerError) -> None:
         job.failures.append(str(error))
@@ -85,8 +58,8 @@ def measure(job: Job) -> Result:
 def _without_caches(job: Job, tail: list[str]) -> list[Row]:
     """`resident` once with nothing compiled before: what the first process on a machine waits for."""
     with tempfile.TemporaryDirectory() as empty:
-        arguments = ["resident", str(job.artefact("npy")), *tail]
-        process = Process("resident_uncached", _OPEN, arguments, {"NUMBA_CACHE_DIR": empty})
+        arguments = [*_FIRST_BATCH, "resident", str(job.artefact("npy")), *tail]
+        process = Process("resident_uncached", arguments, {"NUMBA_CACHE_DIR": empty})
         job.tell("start: resident, compiling everything")
         try:
             opened = process.prepare("first_batch")
@@ -100,9 +73,9 @@ def _without_caches(job: Job, tail: list[str]) -> list[Row]:
 class Process:
     """A Python process that says when it has its first batch; a `Runner`."""
 
-    def __init__(self, key: str, script: str, arguments: list[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(self, key: str, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
         self.key = key
-        self._command = [sys.executable, "-c", script, *arguments]
+        self._command = [sys.executable, *arguments]
         self._environment = {**os.environ, **(environment or {})}
 
     def prepare(self, task: str) -> Opened:

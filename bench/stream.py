@@ -7,7 +7,7 @@ from fastcifar.bench.convert import COPIES, load, work_folder
 from fastcifar.bench.job import Job
 from fastcifar.bench.loaders import BATCH_SIZE, PipelineLoader
 from fastcifar.bench.measure import Measured
-from fastcifar.bench.results import Result, Row, memory_values, spread_values
+from fastcifar.bench.results import Result, Row, add_memory_growth, memory_values, spread_values
 from fastcifar.bench.workers import Entry
 
 NAMES = ("ffcv", "dali")
@@ -18,7 +18,7 @@ def measure(job: Job) -> Result:
     """`ffcv` and `dali`, streaming, each number of copies in a process of its own, all in turn."""
     from fastcifar import artefacts, pipelines
 
-    batch_size = 100 if job.quick else job.batch_size or BATCH_SIZE["cuda" if job.on_gpu else "cpu"]
+    batch_size = job.pick_batch_size(BATCH_SIZE["cuda" if job.on_gpu else "cpu"])
     copies = COPIES[:2] if job.quick else COPIES
     names = [name for name in NAMES if pipelines.available(name) is None]
     job.notes.extend(f"{name} left out: {pipelines.available(name)}" for name in NAMES if name not in names)
@@ -44,6 +44,7 @@ def measure(job: Job) -> Result:
         for name in names
         if f"{name}_{count}" in measured
     ]
+    add_memory_growth(rows)
     title = (
         f"Streaming 1 to {copies[-1]} copies of the training images: crop, flip, CutMix, bf16, batches of {batch_size}"
     )

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 
-from fastcifar.interruption import InterruptedRunError
+from fastcifar.interruption import FailedError, InterruptedRunError
 
 # Kept here as text so that `fastcifar --help` imports nothing.
 COMMANDS = {
@@ -66,12 +66,12 @@ def main(argv: list[str] | None = None) -> int:
         # The reader went away (`fastcifar recipes | head`): not our mistake, and nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ArithmeticError, KeyboardInterrupt) as error:
+    except (ValueError, OSError, FailedError, KeyboardInterrupt) as error:
         if os.environ.get("FASTCIFAR_TRACEBACK"):
             raise
         if isinstance(error, KeyboardInterrupt):
             return _fail(f" {name}: interrupted", 130)
-        return _fail(f" {name}: {error}", 1 if isinstance(error, ArithmeticError) else 2)
+        return _fail(f" {name}: {error}", 1 if isinstance(error, FailedError) else 2)
     except InterruptedRunError as error:
         return _fail(f" {name}: {error}", error.exit_code)
 

@@ -21,8 +21,7 @@ def quoted(path: Path) -> str:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with fastcifar, sorted."""
-    files = resources.files("fastcifar.recipes").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    return toml_names("fastcifar.recipes")
 
 
 def load(recipe: str, settings: Sequence[str] = ()) -> Config:
@@ -30,18 +29,29 @@ def load(recipe: str, settings: Sequence[str] = ()) -> Config:
 
     Raises `ValueError` naming the setting, what it got and what it takes.
     """
-    if recipe in recipe_names():
-        text = (resources.files("fastcifar.recipes") / f"{recipe}.toml").read_text(encoding="utf-8")
-    elif recipe.endswith(".toml"):
-        if not Path(recipe).exists():
-            raise ValueError(f"recipe: {recipe} is not there; `fastcifar recipes` lists those that come with fastcifar")
-        try:
-            text = Path(recipe).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"{recipe}: not UTF-8 text, expected a recipe in TOML") from None
-    else:
-        raise ValueError(f"recipe: got {shown(recipe)}, takes a .toml file or one of: {', '.join(recipe_names())}")
-    return parse(text, settings, where=recipe)
+    return parse(read_toml(recipe, "fastcifar.recipes", "recipe"), settings, where=recipe)
+
+
+def toml_names(package: str) -> list[str]:
+    """Names of the TOML files that come with fastcifar in a package, sorted."""
+    files = resources.files(package).iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def read_toml(name: str, package: str, what: str) -> str:
+    """The text of a TOML file, by its path or by the name of one in `package`. `ValueError` where there is none."""
+    names = toml_names(package)
+    if name in names:
+        return (resources.files(package) / f"{name}.toml").read_text(encoding="utf-8")
+    takes = f"takes a .toml file or one of: {', '.join(names)}"
+    if not name.endswith(".toml"):
+        raise ValueError(f"{what}: got {shown(name)}, {takes}")
+    if not Path(name).exists():
+        raise ValueError(f"{what}: {name} is not there, {takes}")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{name}: not UTF-8 text, expected TOML") from None
 
 
 def parse(text: str, settings: Sequence[str] = (), *, where: str = "recipe") -> Config:
@@ -93,11 +103,16 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    *path, last = key.strip().split(".")
+    put(tree, key.strip(), value, where="--set: ")
+
+
+def put(tree: dict[str, Any], key: str, value: Any, *, where: str = "") -> None:
+    """Put the value of `section.key` into the tree. `ValueError`, which begins with `where`, in place of a section."""
+    *path, last = key.split(".")
     for part in path:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
-            raise ValueError(f"--set: {shown(key)}: {shown(part)} is a value, not a section")
+            raise ValueError(f"{where}{shown(key)}: {shown(part)} is a value, not a section")
     tree[last] = value
 
 

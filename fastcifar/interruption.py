@@ -13,6 +13,10 @@ class InterruptedRunError(Exception):
         self.exit_code = exit_code
 
 
+class FailedError(Exception):
+    """Nothing that was asked was wrong, and yet it failed: its message says how; the process ends with 1."""
+
+
 class StopRequest:
     """While entered, turns the first SIGINT or SIGTERM into `signal_number`, and leaves the next one to the system.
 

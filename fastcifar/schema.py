@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from fastcifar import pipelines
 from fastcifar.data.locate import DATASETS
@@ -21,13 +22,14 @@ def shown(value: object) -> str:
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
-def _check(name: str, value: object, ok: bool, takes: str) -> None:
+def check(name: str, value: object, ok: bool, takes: str) -> None:
+    """Raise `ValueError` that says what a setting got and what it takes, unless it is `ok`."""
     if not ok:
         raise ValueError(f"{name}: got {shown(value)}, takes {takes}")
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    _check(name, value, value in choices, "one of " + ", ".join(choices))
+    check(name, value, value in choices, "one of " + ", ".join(choices))
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class DataConfig:
         _check_choice("data.dataset", self.dataset, DATASETS)
         whole = self.validation == int(self.validation)
         takes = "0, a share under 1, or a whole count"
-        _check("data.validation", self.validation, self.validation >= 0 and (self.validation < 1 or whole), takes)
+        check("data.validation", self.validation, self.validation >= 0 and (self.validation < 1 or whole), takes)
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ class PipelineConfig:
     """resident, ffcv, dali or torchvision."""
     batch_size: int = 500
     """Images a step."""
+    streaming: bool = False
+    """ffcv and dali: read the file through each epoch, in shuffled blocks, for a set larger than memory."""
 
     def __post_init__(self) -> None:
-        """Refuse unknown pipelines and empty batches."""
+        """Refuse unknown pipelines, empty batches, and streaming what has to be in memory."""
         _check_choice("pipeline.name", self.name, pipelines.NAMES)
-        _check("pipeline.batch_size", self.batch_size, self.batch_size > 0, "a whole number above 0")
+        check("pipeline.batch_size", self.batch_size, self.batch_size > 0, "a whole number above 0")
+        can_stream = self.name in ("ffcv", "dali")
+        check("pipeline.streaming", self.streaming, not self.streaming or can_stream, f"false for {self.name}")
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Refuse budgets and widths that no network has."""
-        _check("model.max_parameters", self.max_parameters, self.max_parameters >= 0, "a whole number, 0 for no limit")
-        _check("model.widths", self.widths, all(w > 0 for w in self.widths), "a list of whole numbers above 0")
-        _check("model.dropout", self.dropout, self.dropout is None or 0 <= self.dropout < 1, "a share below 1")
+        check("model.max_parameters", self.max_parameters, self.max_parameters >= 0, "a whole number, 0 for no limit")
+        check("model.widths", self.widths, all(w > 0 for w in self.widths), "a list of whole numbers above 0")
+        check("model.dropout", self.dropout, self.dropout is None or 0 <= self.dropout < 1, "a share below 1")
 
 
 @dataclass(frozen=True)
@@ -113,11 +119,11 @@ class OptimizerConfig:
         """Refuse rates and momenta out of range."""
         _check_choice("optimizer.name", self.name, OPTIMIZERS)
         for name in ("lr", "bias_lr", "head_lr"):
-            _check(f"optimizer.{name}", getattr(self, name), getattr(self, name) > 0, "a number above 0")
+            check(f"optimizer.{name}", getattr(self, name), getattr(self, name) > 0, "a number above 0")
         for name in ("momentum", "sgd_momentum"):
-            _check(f"optimizer.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
+            check(f"optimizer.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
         for name in ("weight_decay", "clip_norm", "clip_value"):
-            _check(f"optimizer.{name}", getattr(self, name), getattr(self, name) >= 0, "a number of at least 0")
+            check(f"optimizer.{name}", getattr(self, name), getattr(self, name) >= 0, "a number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -142,13 +148,13 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         """Refuse unknown schedules and settings out of range."""
         _check_choice("schedule.name", self.name, SCHEDULES)
-        _check("schedule.warmup", self.warmup, 0 <= self.warmup < 1, "a share from 0 to below 1")
-        _check("schedule.factor", self.factor, 0 < self.factor < 1, "a number between 0 and 1")
-        _check("schedule.step_epochs", self.step_epochs, self.step_epochs > 0, "a number above 0")
-        _check("schedule.patience", self.patience, self.patience >= 0, "a whole number of at least 0")
+        check("schedule.warmup", self.warmup, 0 <= self.warmup < 1, "a share from 0 to below 1")
+        check("schedule.factor", self.factor, 0 < self.factor < 1, "a number between 0 and 1")
+        check("schedule.step_epochs", self.step_epochs, self.step_epochs > 0, "a number above 0")
+        check("schedule.patience", self.patience, self.patience >= 0, "a whole number of at least 0")
         _check_choice("schedule.watch", self.watch, ("loss", "accuracy"))
         if self.name in ("triangular", "one_cycle"):
-            _check("schedule.warmup", self.warmup, self.warmup > 0, f"above 0 with {self.name}: where the peak is")
+            check("schedule.warmup", self.warmup, self.warmup > 0, f"above 0 with {self.name}: where the peak is")
 
 
 @dataclass(frozen=True)
@@ -160,8 +166,8 @@ class Resolution:
 
     def __post_init__(self) -> None:
         """Refuse what is no share and no size."""
-        _check("train.resolution.until", self.until, 0 < self.until <= 1, "a share above 0 and up to 1")
-        _check("train.resolution.pixels", self.pixels, self.pixels >= 8, "at least 8 pixels")
+        check("train.resolution.until", self.until, 0 < self.until <= 1, "a share above 0 and up to 1")
+        check("train.resolution.pixels", self.pixels, self.pixels >= 8, "at least 8 pixels")
 
 
 @dataclass(frozen=True)
@@ -202,27 +208,27 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse lengths and shares out of range."""
-        _check("train.epochs", self.epochs, self.epochs > 0, "a number above 0")
-        _check("train.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a share below 1")
-        _check("train.whiten_epochs", self.whiten_epochs, self.whiten_epochs >= 0, "a number of at least 0")
-        _check("train.averaging_decay", self.averaging_decay, 0 <= self.averaging_decay < 1, "a number below 1")
-        _check("train.threads", self.threads, self.threads >= 0, "a whole number of at least 0")
-        _check(
+        check("train.epochs", self.epochs, self.epochs > 0, "a number above 0")
+        check("train.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a share below 1")
+        check("train.whiten_epochs", self.whiten_epochs, self.whiten_epochs >= 0, "a number of at least 0")
+        check("train.averaging_decay", self.averaging_decay, 0 <= self.averaging_decay < 1, "a number below 1")
+        check("train.threads", self.threads, self.threads >= 0, "a whole number of at least 0")
+        check(
             "train.checkpoint_epochs",
             self.checkpoint_epochs,
             self.checkpoint_epochs >= 0,
             "a whole number of at least 0",
         )
         _check_choice("train.averaging", self.averaging, AVERAGINGS)
-        _check("train.keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints > 0, "a whole number above 0")
+        check("train.keep_checkpoints", self.keep_checkpoints, self.keep_checkpoints > 0, "a whole number above 0")
         _check_choice("train.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
         stop = self.early_stop_epochs
-        _check("train.early_stop_epochs", stop, stop >= 0, "a whole number of at least 0")
+        check("train.early_stop_epochs", stop, stop >= 0, "a whole number of at least 0")
         _check_choice("train.dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("train.compile", self.compile, ("auto", "on", "off"))
         shares = [stage.until for stage in self.resolution]
-        rising = shares == sorted(shares) and (not shares or shares[-1] == 1)
-        _check("train.resolution", shares, rising, "stages whose `until` rises and ends at 1")
+        rising = all(a < b for a, b in pairwise(shares)) and (not shares or shares[-1] == 1)
+        check("train.resolution", shares, rising, "stages whose `until` rises and ends at 1")
 
 
 @dataclass(frozen=True)
@@ -238,9 +244,9 @@ class SelectionConfig:
 
     def __post_init__(self) -> None:
         """Refuse shares and sides out of range."""
-        _check("selection.keep", self.keep, 0 < self.keep <= 1, "a share above 0 and up to 1")
-        _check("selection.since", self.since, 0 <= self.since <= 1, "a share from 0 to 1")
-        _check("selection.pixels", self.pixels, self.pixels >= 0, "a whole number of at least 0")
+        check("selection.keep", self.keep, 0 < self.keep <= 1, "a share above 0 and up to 1")
+        check("selection.since", self.since, 0 <= self.since <= 1, "a share from 0 to 1")
+        check("selection.pixels", self.pixels, self.pixels >= 0, "a whole number of at least 0")
 
     def num_kept(self, batch_size: int) -> int:
         """Images of a batch that are trained on, at least 1."""
@@ -260,8 +266,8 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         """Refuse temperatures and shares out of range."""
-        _check("distill.temperature", self.temperature, self.temperature > 0, "a number above 0")
-        _check("distill.weight", self.weight, 0 <= self.weight <= 1, "a share from 0 to 1")
+        check("distill.temperature", self.temperature, self.temperature > 0, "a number above 0")
+        check("distill.weight", self.weight, 0 <= self.weight <= 1, "a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -277,7 +283,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Refuse unknown views."""
         _check_choice("evaluate.tta", self.tta, TTA_LEVELS)
-        _check("evaluate.batch_size", self.batch_size, self.batch_size > 0, "a whole number above 0")
+        check("evaluate.batch_size", self.batch_size, self.batch_size > 0, "a whole number above 0")
 
 
 @dataclass(frozen=True)
@@ -305,8 +311,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse seeds that the counter-based generator has no room for, and settings that need a validation split."""
-        _check("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
-        _check("target", self.target, 0 <= self.target <= 100, "a percentage")
+        check("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
+        check("target", self.target, 0 <= self.target <= 100, "a percentage")
         if not self.data.validation:
             needs = "takes data.validation above 0: it must not look at the test set"
             if self.schedule.name == "plateau":

@@ -108,6 +108,12 @@ def check_seed_epoch(seed: int, epoch: int) -> None:
         raise ValueError(f"epoch: got {epoch!r}, takes an integer from 0 to 2**32 - 1")
 
 
+def check_num_threads(num_threads: int | None) -> None:
+    """Raise ValueError unless num_threads is None or an integer of at least 1, also for forms of one thread."""
+    if num_threads is not None and not (isinstance(num_threads, int | np.integer) and num_threads >= 1):
+        raise ValueError(f"num_threads: got {num_threads!r}, takes an integer of at least 1")
+
+
 def int64_vector(name: str, values: Any) -> np.ndarray:
     """Values as a contiguous int64 [n] array on the host; raises ValueError where they are no vector of integers."""
     if type(values) is np.ndarray and values.dtype == np.int64 and values.ndim == 1 and values.flags.c_contiguous:

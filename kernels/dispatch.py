@@ -2,12 +2,12 @@
 
 from functools import lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fastcifar.kernels import checks
-from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, beta_tables, partners, settings_for
+from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, Settings, beta_tables, partners, settings_for
 from fastcifar.kernels.settings import Augmentation, Normalisation
 
 if TYPE_CHECKING:
@@ -29,27 +29,18 @@ def draw_plan(
 
     indices_n: index of each image in the data set, integers [n] (a sequence, an array or a tensor). The images have
     height x width pixels. What is drawn per batch is drawn by the index of its first image. Returns a Plan of NumPy
-    arrays. Raises ValueError where the settings do not fit the images, or seed or epoch the generator (64 and 32 bits).
+    arrays. Raises ValueError on a wrong form, number of threads or indices, and where the settings do not fit the
+    images, or seed or epoch the generator (64 and 32 bits).
     """
     checks.check_form(form)
+    checks.check_num_threads(num_threads)
     checks.check_seed_epoch(seed, epoch)
     augmentation = augmentation.at(epoch)
     settings = settings_for(augmentation, height, width)
     indices = checks.int64_vector("indices_n", indices_n)
-    ints = np.empty((len(indices), NUM_INTS), dtype=np.int32)
-    floats = np.empty((len(indices), NUM_FLOATS), dtype=np.float32)
     # A plan is drawn in main memory for every form; augment() takes it to the GPU, augment_batch() draws it there.
-    host_form(form if form == "reference" else "auto").draw(
-        settings,
-        beta_tables(augmentation),
-        seed,
-        epoch,
-        indices,
-        ints,
-        floats,
-        num_threads,
-    )
-    return Plan(ints, floats, height, width, augmentation.padding_mode)
+    host = host_form(form if form == "reference" else "auto")
+    return _new_plan(host, augmentation, settings, seed, epoch, indices, num_threads)
 
 
 def augment(
@@ -72,22 +63,24 @@ def augment(
     num_threads: on the CPU, at most this many; None takes torch.get_num_threads().
 
     Returns [n, 3, h, w] in channels-last memory, on the images' device. The image at position i is mixed with the one
-    at (i + 1) % n. Raises ValueError, before any memory is touched, on a wrong dtype, layout, size, row or plan.
+    at (i + 1) % n. Raises ValueError, before any memory is touched, on a wrong dtype, layout, size, row, plan, form,
+    number of threads or `out`.
     """
     import torch
 
     checks.check_images(images_nhwc)
+    checks.check_num_threads(num_threads)
     torch_dtype = checks.torch_dtype(dtype)
     form = pick_form(form, images_nhwc)
     if form == "cuda":
         return cuda_form().augment(images_nhwc, rows_n, plan, normalisation, torch_dtype, out)
     num_images, height, width, _ = images_nhwc.shape
     rows = np.arange(num_images) if rows_n is None else checks.int64_vector("rows_n", rows_n)
-    compiled = host_form(form)
-    compiled.check(plan, rows, num_images, height, width)
+    host = host_form(form)
+    host.check(plan, rows, num_images, height, width)
     batch = checks.output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
     scale, shift = scale_shift(normalisation)
-    compiled.augment(images_nhwc, rows, plan, scale, shift, batch, num_threads)
+    host.augment(images_nhwc, rows, plan, scale, shift, batch, num_threads)
     return batch
 
 
@@ -114,12 +107,13 @@ def augment_batch(
     None where no mixing is configured. Raises ValueError, before any memory is touched, on a wrong dtype, layout, size,
     row, number of indices, seed, epoch, form, number of threads or `out`, and where the settings do not fit the images.
 
-    On a GPU, rows_n in a tensor there are checked by the kernel itself, without waiting for it: an image of a row that
-    does not exist comes out as zeros, and `raise_for_bad_rows` says so when asked.
+    Rows in a tensor on a GPU are the exception: the kernel itself checks them, and nothing waits for it. The image of a
+    row that does not exist comes out as zeros, and the ValueError is raised by `raise_for_bad_rows`, when it is called.
     """
     import torch
 
     checks.check_images(images_nhwc)
+    checks.check_num_threads(num_threads)
     checks.check_seed_epoch(seed, epoch)
     augmentation = augmentation.at(epoch)
     torch_dtype = checks.torch_dtype(dtype)
@@ -141,24 +135,12 @@ def augment_batch(
     rows = checks.int64_vector("rows_n", rows_n)
     indices = rows if indices_n is None else checks.int64_vector("indices_n", indices_n)
     checks.check_num_indices(len(indices), len(rows))
-    compiled = host_form(form)
-    compiled.check_rows(rows, num_images)
+    host = host_form(form)
+    host.check_rows(rows, num_images)
     batch = checks.output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
-    ints = np.empty((len(rows), NUM_INTS), dtype=np.int32)
-    floats = np.empty((len(rows), NUM_FLOATS), dtype=np.float32)
-    plan = Plan(ints, floats, height, width, augmentation.padding_mode)
-    compiled.draw(
-        settings,
-        beta_tables(augmentation),
-        seed,
-        epoch,
-        indices,
-        ints,
-        floats,
-        num_threads,
-    )
+    plan = _new_plan(host, augmentation, settings, seed, epoch, indices, num_threads)
     scale, shift = scale_shift(normalisation)
-    compiled.augment(images_nhwc, rows, plan, scale, shift, batch, num_threads)
+    host.augment(images_nhwc, rows, plan, scale, shift, batch, num_threads)
     if not augmentation.mixes:
         return batch, None, None
     return (
@@ -213,10 +195,8 @@ def pick_form(form: str, images: Any) -> str:
     on_gpu = not isinstance(images, np.ndarray) and images.is_cuda
     if form == "auto":
         form = "cuda" if on_gpu else "numba" if has_numba() else "reference"
-    if form == "numba" and on_gpu:
-        raise ValueError("form: got 'numba' for images on a GPU, takes 'auto' or 'cuda'")
-    if form == "reference" and on_gpu:
-        raise ValueError("form: got 'reference' for images on a GPU, takes 'auto' or 'cuda'")
+    if form in ("numba", "reference") and on_gpu:
+        raise ValueError(f"form: got {form!r} for images on a GPU, takes 'auto' or 'cuda'")
     if form == "cuda" and not on_gpu and not simulates_cuda():
         raise ValueError("form: got 'cuda' for images in main memory, takes 'auto', 'numba' or 'reference'")
     return form
@@ -237,8 +217,49 @@ def simulates_cuda() -> bool:
     return os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 
+class HostForm(Protocol):
+    """What the module of a form for the CPU has. What it is given has been checked, rows and plans by itself.
+
+    num_threads: at most this many; None takes torch.get_num_threads(). The reference form takes one, whatever is asked.
+    """
+
+    def draw(
+        self,
+        settings: Settings,
+        tables: tuple[np.ndarray, np.ndarray],
+        seed: int,
+        epoch: int,
+        indices_n: np.ndarray,
+        ints: np.ndarray,
+        floats: np.ndarray,
+        num_threads: int | None = None,
+    ) -> None:
+        """Fill a plan's ints [n, 11] and floats [n, 6] for images of the given indices (int64 [n])."""
+
+    def check(self, plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:
+        """Raise ValueError where a row (int64 [n]) or the plan is wrong."""
+
+    def check_rows(self, rows_n: np.ndarray, num_images: int) -> None:
+        """Raise ValueError where a row is not one of the images'."""
+
+    def augment(
+        self,
+        images_nhwc: Any,
+        rows_n: np.ndarray,
+        plan: Plan,
+        scale: np.ndarray,
+        shift: np.ndarray,
+        out: "torch.Tensor",
+        num_threads: int | None = None,
+    ) -> None:
+        """Write the batch to out, [n, 3, h, w] channels-last; scale, shift: float32 [3]."""
+
+    def epoch_order(self, num_images: int, seed: int, epoch: int) -> np.ndarray:
+        """A permutation, int64 [num_images]."""
+
+
 @lru_cache(maxsize=4)
-def host_form(form: str) -> ModuleType:
+def host_form(form: str) -> HostForm:
     """Module of the reference or of the compiled form for the CPU."""
     if form == "reference" or (form == "auto" and not has_numba()):
         from fastcifar.kernels import reference_form
@@ -249,6 +270,22 @@ def host_form(form: str) -> ModuleType:
     from fastcifar.kernels import numba_cpu
 
     return numba_cpu
+
+
+def _new_plan(
+    host: HostForm,
+    augmentation: Augmentation,
+    settings: Settings,
+    seed: int,
+    epoch: int,
+    indices_n: np.ndarray,
+    num_threads: int | None,
+) -> Plan:
+    """A plan in new memory, drawn by a host form; the settings are those of the augmentation."""
+    ints = np.empty((len(indices_n), NUM_INTS), dtype=np.int32)
+    floats = np.empty((len(indices_n), NUM_FLOATS), dtype=np.float32)
+    host.draw(settings, beta_tables(augmentation), seed, epoch, indices_n, ints, floats, num_threads)
+    return Plan(ints, floats, settings.height, settings.width, augmentation.padding_mode)
 
 
 def cuda_form() -> ModuleType:

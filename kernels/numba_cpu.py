@@ -158,7 +158,7 @@ def augment(
     out: "torch.Tensor",
     num_threads: int | None = None,
 ) -> None:
-    """Write the batch to out; everything but num_threads has been checked.
+    """Write the batch to out; everything has been checked.
 
     images_nhwc: uint8 [N, h, w, 3], array or tensor on the host; rows_n: int64 [n], contiguous; plan: for n images of
     h x w pixels; scale, shift: float32 [3]; out: [n, 3, h, w] of a dtype of plan.DTYPES, channels-last. num_threads:

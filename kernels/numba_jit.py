@@ -105,10 +105,12 @@ def compiled_for(signature: Any, *, parallel: bool = False) -> Callable[[Any], A
     return lambda function: jit(_stamped(function), signature, nogil=True, parallel=parallel)
 
 
-def compiled_callback(function: FunctionType, signature: Any) -> CFunc:
+def compiled_callback(function: Any, signature: Any) -> Any:
     """Compile for one signature at once; the result's `address` is what compiled code can call it by."""
     stamped = _stamped(function)
-    callback = CFunc(stamped, (signature.args, signature.return_type), {}, {"nopython": True, "error_model": "numpy"})
+    callback: Any = CFunc(
+        stamped, (signature.args, signature.return_type), {}, {"nopython": True, "error_model": "numpy"}
+    )
     with suppress(RuntimeError):
         callback._cache = _Cache(stamped)
     callback.compile()

@@ -1,7 +1,8 @@
 """A thread's buffers, compiled for the CPU: where they lie in its scratch memory, and what is the same for all images.
 
 `Place` holds the images' height, width and whether they are extended by reflection, and how many rows make a band;
-`Task` the buffers, pointers all, and whether bytes lie between two bfloat16 once they are normalised (`ties`).
+`Starts` at which byte of the scratch memory each buffer begins, and where the last one ends; `Task` the buffers,
+pointers all, and whether bytes lie between two bfloat16 once they are normalised (`ties`).
 """
 
 from collections import namedtuple
@@ -18,6 +19,10 @@ PLANE_LENGTH = BAND_PIXELS + LANES
 
 Place = namedtuple("Place", "height width reflect num_rows")
 Planes = namedtuple("Planes", "reds greens blues")
+Starts = namedtuple(
+    "Starts",
+    "scale shift scale_pairs shift_pairs pixels others unflipped planes words row y_offsets x_offsets texture end",
+)
 Task = namedtuple(
     "Task",
     "scale shift scale_pairs shift_pairs ties pixels others unflipped planes other_planes words row y_offsets "
@@ -32,7 +37,7 @@ def _aligned(num_bytes):
 
 @compiled
 def _starts(height, width):
-    """Where in a task's scratch memory each buffer begins, and where the last one ends, in bytes."""
+    """Where the buffers of a task lie for images of this size."""
     reach = rotation_reach(height, width)
     chunk, pixel_bytes, plane_bytes = _aligned(4 * CHUNK), _aligned(3 * PLANE_LENGTH), 4 * PLANE_LENGTH
     pixels = 4 * chunk
@@ -46,7 +51,7 @@ def _starts(height, width):
     x_offsets = y_offsets + _aligned(4 * (height + 2 * reach))
     texture = x_offsets + _aligned(4 * (width + 2 * reach))
     end = texture + _aligned(2 * 4 * (height + 1) * (width + 1))
-    return (
+    return Starts(
         0,
         chunk,
         2 * chunk,
@@ -67,7 +72,7 @@ def _starts(height, width):
 @compiled
 def scratch_bytes(height, width):
     """Size of the scratch memory that a task needs for images of this size."""
-    return _starts(height, width)[-1]
+    return _starts(height, width).end
 
 
 @compiled
@@ -80,8 +85,8 @@ def prepare(place, scratch, scale3, shift3, rotates):
     """Lay out a task's scratch memory and fill what is the same for all its images."""
     height, width, reflect, _num_rows = place
     starts = _starts(height, width)
-    planes, texture = floats_at(scratch, starts[7]), ints_at(scratch, starts[12])
-    row_ints, row_floats = ints_at(scratch, starts[9]), floats_at(scratch, starts[9])
+    planes, texture = floats_at(scratch, starts.planes), ints_at(scratch, starts.texture)
+    row_ints, row_floats = ints_at(scratch, starts.row), floats_at(scratch, starts.row)
     length = width + LANES
     row = Row(
         row_ints,
@@ -94,20 +99,20 @@ def prepare(place, scratch, scale3, shift3, rotates):
         moved(row_ints, 7 * length),
     )
     task = Task(
-        floats_at(scratch, starts[0]),
-        floats_at(scratch, starts[1]),
-        floats_at(scratch, starts[2]),
-        floats_at(scratch, starts[3]),
+        floats_at(scratch, starts.scale),
+        floats_at(scratch, starts.shift),
+        floats_at(scratch, starts.scale_pairs),
+        floats_at(scratch, starts.shift_pairs),
         has_ties(scale3, shift3),
-        moved(scratch, starts[4]),
-        moved(scratch, starts[5]),
-        moved(scratch, starts[6]),
+        moved(scratch, starts.pixels),
+        moved(scratch, starts.others),
+        moved(scratch, starts.unflipped),
         _three(planes),
         _three(moved(planes, 3 * PLANE_LENGTH)),
-        _three(words_at(scratch, starts[8])),
+        _three(words_at(scratch, starts.words)),
         row,
-        ints_at(scratch, starts[10]),
-        ints_at(scratch, starts[11]),
+        ints_at(scratch, starts.y_offsets),
+        ints_at(scratch, starts.x_offsets),
         texture,
         moved(texture, (height + 1) * (width + 1)),
     )

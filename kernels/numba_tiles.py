@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
-from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from fastcifar.kernels.numba_jit import compiled_callback, compiled_for
@@ -21,9 +20,9 @@ LANES = 8
 """Channels that are worked on at once: one register of AVX2."""
 TAPS = 3
 """Side of the convolutions' kernels."""
-SIZES = (2, 3, 4, 5, 6)
+SIZES = (2, 3, 4, 5, 6, 7)
 """Sides of the squares of outputs that a tile may give; the error grows with them (bench/LOG.md)."""
-_POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
+_POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2), Fraction(-3, 4))
 TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH = range(4)
 """The uses of a size's matrices: B^T, A^T, A and B."""
 
@@ -145,7 +144,7 @@ _TRANSFORM = types.void(_FLOATS, types.intp, types.intp, _FLOATS, types.intp, ty
 
 
 @lru_cache(maxsize=32)
-def transform(size: int, use: int) -> CFunc:
+def transform(size: int, use: int) -> Any:
     """Compiled: transform all channels of one tile. Its `address` is what to_tiles and from_tiles take."""
 
     def of_tile(target, target_row, target_column, source, source_row, source_column, channels):

@@ -233,12 +233,12 @@ def turns(degrees_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     quarter = np.floor(degrees / 90.0 + 0.5)
     r = (degrees - quarter * 90.0) * (math.pi / 180.0)
     r2 = r * r
-    sine, cosine = np.zeros_like(r), np.zeros_like(r)
-    for power in range(15, 0, -2):
-        sine = 1.0 - sine * r2 / ((power + 1) * (power + 2)) if power < 15 else np.ones_like(r)
+    sine, cosine = np.ones_like(r), np.ones_like(r)
+    for power in range(13, 0, -2):
+        sine = 1.0 - sine * r2 / ((power + 1) * (power + 2))
     sine = sine * r
-    for power in range(14, -1, -2):
-        cosine = 1.0 - cosine * r2 / ((power + 1) * (power + 2)) if power < 14 else np.ones_like(r)
+    for power in range(12, -1, -2):
+        cosine = 1.0 - cosine * r2 / ((power + 1) * (power + 2))
     q = quarter.astype(np.int64) & 3
     turned_cosine = np.choose(q, [cosine, -sine, -cosine, sine])
     turned_sine = np.choose(q, [sine, cosine, -sine, -cosine])

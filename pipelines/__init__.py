@@ -9,14 +9,15 @@ Five lines, on your own uint8 images of any size up to 256x256 ([n, height, widt
 labels:
 
     from fastcifar import kernels, pipelines
-    told = kernels.Augmentation(crop_padding=4, flip="random")
-    with pipelines.open((images_nhwc, labels_n), batch_size=256, augmentation=told) as pipeline:
+    augmentation = kernels.Augmentation(crop_padding=4, flip="random")
+    with pipelines.open((images_nhwc, labels_n), batch_size=256, augmentation=augmentation) as pipeline:
         for batch in pipeline.epoch(0):
             train_step(batch.images, batch.labels)  # float32 [256, 3, height, width] channels-last, int64 [256]
 
 What `resident`, `ffcv` and `dali` hand out is the same to the last bit: the same order, the same augmentation, a pure
-function of the seed, the epoch and the images' indices (streamed from a disk, the order is another). An epoch may be
-left early, and resumed at any step (`pipeline.epoch(7, first_step=40)`).
+function of the seed, the epoch and the images' indices (streamed from a disk, the order is another; with the libraries'
+own transforms, `native=True`, the augmentation is). An epoch may be left early, and resumed at any step
+(`pipeline.epoch(7, first_step=40)`).
 """
 
 from typing import TYPE_CHECKING, Any

@@ -107,8 +107,9 @@ class Pipeline(ABC):
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, counted from 0, from step `first_step` on.
 
-        What a batch holds is a function of the pipeline's settings, `epoch` and its step alone. Leaving early is fine.
-        Raises ValueError where there is no such epoch or step, or the pipeline is closed.
+        What a batch holds is a function of the pipeline's settings, `epoch` and its step alone, but for pipelines
+        opened with native=True: FFCV's own draws differ every time, and DALI's depend on `first_step` as well. Leaving
+        early is fine. Raises ValueError where there is no such epoch or step, or the pipeline is closed.
         """
         if self._closed:
             raise ValueError(f"pipeline: the {self.name} pipeline is closed, open it again")
@@ -181,7 +182,8 @@ class Fuser:
     ) -> Batch:
         """Batch of the images at `rows_n` of the whole set or, where that is None, of images that are the batch's own.
 
-        `labels` and `indices` are those of the batch, int64 [n], on the device.
+        `labels` and `indices` are those of the batch, int64 [n], on the device. Rows in a tensor on a GPU are not
+        looked at here (`kernels.augment_batch` says why): `open` has checked those that pipelines draw from.
         """
         settings, n = self._settings, len(labels)
         images, mix_weights, partners = augment_batch(

@@ -130,9 +130,9 @@ class DaliPipeline(Pipeline):
         from nvidia.dali import fn
 
         types: Any = nvidia.dali.types
-        told, contents = self.settings.augmentation, self.contents
-        if told.crop_padding:
-            shifts = [float(shift) for shift in range(-told.crop_padding, told.crop_padding + 1)]
+        augmentation, contents = self.settings.augmentation, self.contents
+        if augmentation.crop_padding:
+            shifts = [float(shift) for shift in range(-augmentation.crop_padding, augmentation.crop_padding + 1)]
             start = fn.cast(fn.random.uniform(values=shifts, shape=[2]), dtype=types.INT32)
             images = fn.slice(
                 images, start, [contents.height, contents.width], axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
@@ -140,7 +140,7 @@ class DaliPipeline(Pipeline):
         is_half = self.settings.dtype == torch.float16
         return fn.crop_mirror_normalize(
             images,
-            mirror=fn.random.coin_flip() if told.flip == "random" else 0,
+            mirror=fn.random.coin_flip() if augmentation.flip == "random" else 0,
             mean=[255 * mean for mean in self.settings.normalisation.mean],
             std=[255 * std for std in self.settings.normalisation.std],
             dtype=types.FLOAT16 if is_half else types.FLOAT,

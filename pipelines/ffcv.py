@@ -83,15 +83,15 @@ class FfcvPipeline(Pipeline):
         """FFCV's own, in its own order."""
         from ffcv.transforms import Cutout, NormalizeImage, RandomHorizontalFlip, RandomTranslate
 
-        told, normalisation = self.settings.augmentation, self.settings.normalisation
+        augmentation, normalisation = self.settings.augmentation, self.settings.normalisation
         mean, std = 255 * np.array(normalisation.mean), 255 * np.array(normalisation.std)
         chosen: list[Any] = []
-        if told.crop_padding:
-            chosen.append(RandomTranslate(told.crop_padding))
-        if told.flip == "random":
+        if augmentation.crop_padding:
+            chosen.append(RandomTranslate(augmentation.crop_padding))
+        if augmentation.flip == "random":
             chosen.append(RandomHorizontalFlip())
-        if told.cutout:
-            chosen.append(Cutout(told.cutout, tuple(np.rint(mean).astype(int).tolist())))
+        if augmentation.cutout:
+            chosen.append(Cutout(augmentation.cutout, tuple(np.rint(mean).astype(int).tolist())))
         is_half = self.settings.dtype == torch.float16
         return [*chosen, NormalizeImage(mean, std, np.float16 if is_half else np.float32)]
 

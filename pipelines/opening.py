@@ -12,7 +12,7 @@ from fastcifar.kernels import Augmentation, Normalisation
 from fastcifar.kernels.checks import torch_dtype
 from fastcifar.pipelines import libraries, needs
 from fastcifar.pipelines.base import Contents, Pipeline, Settings
-from fastcifar.pipelines.sources import ArraySource, ArtefactSource, Source
+from fastcifar.pipelines.sources import ArrayPart, ArtefactPart, PartReader
 
 
 def open(
@@ -30,6 +30,7 @@ def open(
     drop_last: bool = True,
     num_threads: int | None = None,
     rows: Any = None,
+    num_classes: int | None = None,
     native: bool = False,
     streaming: bool = False,
 ) -> Pipeline:
@@ -38,17 +39,25 @@ def open(
     artefact: folder that `fastcifar convert` wrote, of the format that `needs(name)` says; for `resident` and
         `torchvision` also a `Split`, or (images, labels): uint8 [n, h, w, 3] of up to 256x256 pixels and integers
         [n], arrays or tensors.
-    name: "resident", "ffcv", "dali" or "torchvision". part: "train" or "test" of an artefact.
+    name: "resident", "ffcv", "dali" or "torchvision". part: "train" or "test" of an artefact; a `Split` or arrays are
+        one part, whatever this says.
+    batch_size: images a step, 1 at least; with `drop_last` at most as many as there are.
     augmentation: what is done to images; None: nothing. normalisation: None: mean and standard deviation of the
         artefact's training part, or of the images given. dtype: "float32", "bfloat16", "float16" or the torch.dtype
         of the images handed out.
-    seed, shuffle: the order and the draws of an epoch are functions of `seed` and the epoch; without `shuffle`, the
-        order is that of the data set. drop_last: leave out an incomplete last batch; else every image is shown once
-        an epoch.
+    device: where batches are handed out, "cpu", "cuda" or a GPU's name or torch.device; `resident` keeps the whole set
+        there.
+    seed, shuffle: the order and, but for `native`, the draws of an epoch are functions of `seed` and the epoch; without
+        `shuffle`, the order is that of the data set. drop_last: leave out an incomplete last batch; else every image is
+        shown once an epoch.
     num_threads: threads, or workers of `torchvision`; None: as many as torch computes with.
-    rows: indices of the images to use, integers [m], for a subset such as a validation split; None: all.
+    rows: indices of the images to use, integers [m], for a subset such as a validation split; None: all. They are
+        checked here, on a GPU too: no pipeline needs `kernels.raise_for_bad_rows`.
+    num_classes: how many classes the labels of (images, labels) are of; None: one more than the largest label. An
+        artefact and a `Split` name their classes.
     native: `ffcv` and `dali` only: the library's own transforms in the place of the fused kernel, drawn by its own
-        generators.
+        generators. FFCV's cannot be seeded: no two epochs are alike. DALI's are seeded by `seed`, the epoch and the
+        step that it is begun at: an epoch that is resumed is drawn anew.
     streaming: `ffcv` and `dali` only: for sets larger than memory: read the file through once an epoch, in shuffled
         blocks.
 
@@ -60,15 +69,15 @@ def open(
     _check(name in ("ffcv", "dali") or not native, "native", native, f"False for {name}: it has no form of its own")
     _check(name in ("ffcv", "dali") or not streaming, "streaming", streaming, f"False for {name}: use ffcv or dali")
     libraries.require(name)
-    source = _source(artefact, name, part)
-    told = augmentation if augmentation is not None else Augmentation()
-    told.check_size(*source.size)
+    reader = _reader(artefact, name, part, num_classes)
+    augmentation = augmentation if augmentation is not None else Augmentation()
+    augmentation.check_size(*reader.size)
     if native:
-        _check_native(name, told)
+        _check_native(name, augmentation)
     settings = Settings(
         batch_size=_count("batch_size", batch_size),
-        augmentation=told,
-        normalisation=normalisation if normalisation is not None else source.normalisation(),
+        augmentation=augmentation,
+        normalisation=normalisation if normalisation is not None else reader.normalisation(),
         dtype=torch_dtype(dtype),
         device=_device(device),
         seed=_seed(seed),
@@ -76,34 +85,35 @@ def open(
         drop_last=bool(drop_last),
         num_threads=None if num_threads is None else _count("num_threads", num_threads),
     )
-    contents = Contents(*source.size, source.num_classes, _rows(rows, source.num_images))
+    contents = Contents(*reader.size, reader.num_classes, _rows(rows, reader.num_images))
     if name == "resident":
         from fastcifar.pipelines.resident import ResidentPipeline
 
-        return ResidentPipeline(settings, contents, *source.arrays())
+        return ResidentPipeline(settings, contents, *reader.arrays())
     if name == "torchvision":
         from fastcifar.pipelines.torchvision import TorchvisionPipeline
 
-        return TorchvisionPipeline(settings, contents, *source.arrays())
+        return TorchvisionPipeline(settings, contents, *reader.arrays())
     if name == "ffcv":
         from fastcifar.pipelines.ffcv import FfcvPipeline
 
-        return FfcvPipeline(settings, contents, source.file(".beton"), native=native, streaming=streaming)
+        return FfcvPipeline(settings, contents, reader.file(".beton"), native=native, streaming=streaming)
     from fastcifar.pipelines.dali import DaliPipeline
 
     return DaliPipeline(
-        settings, contents, source.file(".tfrecord"), source.file(".idx"), native=native, streaming=streaming
+        settings, contents, reader.file(".tfrecord"), reader.file(".idx"), native=native, streaming=streaming
     )
 
 
-def _source(artefact: Any, name: str, part: str) -> Source:
-    if isinstance(artefact, str | Path):
-        return ArtefactSource(Path(artefact), name, part)
-    if isinstance(artefact, Split) or (isinstance(artefact, tuple) and len(artefact) == 2):
-        return ArraySource(artefact, name)
-    raise ValueError(
-        f"artefact: got {type(artefact).__name__}, takes an artefact's folder, a Split, or (images, labels)"
-    )
+def _reader(artefact: Any, name: str, part: str, num_classes: Any) -> PartReader:
+    if isinstance(artefact, tuple) and len(artefact) == 2:
+        return ArrayPart(artefact, name, None if num_classes is None else _count("num_classes", num_classes))
+    if not isinstance(artefact, str | Path | Split):
+        raise ValueError(
+            f"artefact: got {type(artefact).__name__}, takes an artefact's folder, a Split, or (images, labels)"
+        )
+    _check(num_classes is None, "num_classes", num_classes, "None for what names its classes: an artefact, a Split")
+    return ArrayPart(artefact, name) if isinstance(artefact, Split) else ArtefactPart(Path(artefact), name, part)
 
 
 def _check(holds: Any, setting: str, got: object, takes: str) -> None:
@@ -111,21 +121,21 @@ def _check(holds: Any, setting: str, got: object, takes: str) -> None:
         raise ValueError(f"{setting}: got {got!r}, takes {takes}")
 
 
-def _check_native(name: str, told: Augmentation) -> None:
+def _check_native(name: str, augmentation: Augmentation) -> None:
     """Refuse what the library's own transforms do not do."""
     known = {"crop_padding", "padding_mode", "flip"} | ({"cutout"} if name == "ffcv" else set())
     off = Augmentation()
-    for field in fields(told):
-        value = getattr(told, field.name)
+    for field in fields(augmentation):
+        value = getattr(augmentation, field.name)
         mixing = field.name.startswith("mix_")  # says how to mix, where cutmix or mixup is on
         if field.name not in known and not mixing and value != getattr(off, field.name):
             raise ValueError(
                 f"{field.name}: got {value!r}, takes {getattr(off, field.name)!r} with native=True for {name}"
             )
     takes = "with native=True"
-    _check(told.flip != "alternating", "flip", told.flip, f"'none' or 'random' {takes}")
-    is_plain = not told.crop_padding or told.padding_mode == "constant"
-    _check(is_plain, "padding_mode", told.padding_mode, f"'constant' {takes}")
+    _check(augmentation.flip != "alternating", "flip", augmentation.flip, f"'none' or 'random' {takes}")
+    is_plain = not augmentation.crop_padding or augmentation.padding_mode == "constant"
+    _check(is_plain, "padding_mode", augmentation.padding_mode, f"'constant' {takes}")
 
 
 def _count(setting: str, value: Any) -> int:

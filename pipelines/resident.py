@@ -11,7 +11,8 @@ from fastcifar.pipelines.base import Batch, Contents, Fuser, Pipeline, Settings
 class ResidentPipeline(Pipeline):
     """Batches gathered by the fused kernel from a set that lies on the device.
 
-    In main memory the images are used where they are, without a copy.
+    In main memory the images are used where they are, without a copy. The rows of every batch are among those that
+    `open` has checked, so that on a GPU there are none for `kernels.raise_for_bad_rows` to find.
     """
 
     name = "resident"

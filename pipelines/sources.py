@@ -17,8 +17,8 @@ IN_MEMORY = ("resident", "torchvision")
 _ROWS_AT_ONCE = 1 << 12
 
 
-class Source(Protocol):
-    """One part of a data set."""
+class PartReader(Protocol):
+    """One part of a data set, to be read."""
 
     num_images: int
     size: tuple[int, int]
@@ -35,7 +35,7 @@ class Source(Protocol):
         """The part's file of this suffix."""
 
 
-class ArtefactSource:
+class ArtefactPart:
     """One part of an artefact. What is read into memory may be of any format."""
 
     def __init__(self, path: Path, name: str, part: str) -> None:
@@ -44,7 +44,7 @@ class ArtefactSource:
             expected = f"what `fastcifar convert --to {needs(name)}` wrote, for the {name} pipeline"
             raise DataError(f"{path}: is an artefact of format {index.format}; expected {expected}")
         self._index = artefacts.check(path, part)
-        self._name = part
+        self._part_name = part
         self._part = self._index.part(part)
         self.num_images = self._part.count
         self.size = (self._part.shape[0], self._part.shape[1])
@@ -56,7 +56,7 @@ class ArtefactSource:
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Read into memory: a mapped file would be read page by page, in random order."""
-        split = artefacts.read(self._index.path, self._name)
+        split = artefacts.read(self._index.path, self._part_name)
         images_nhwc = split.images_nhwc
         return np.array(images_nhwc) if isinstance(images_nhwc, np.memmap) else images_nhwc, split.labels_n
 
@@ -65,10 +65,13 @@ class ArtefactSource:
         return self._index.path / next(file.name for file in self._part.files if file.name.endswith(suffix))
 
 
-class ArraySource:
-    """A `Split`, or a user's own images and labels. Images that are in memory are used where they are."""
+class ArrayPart:
+    """A `Split`, or a user's own images and labels. Images that are in memory are used where they are.
 
-    def __init__(self, given: Split | tuple[Any, Any], name: str) -> None:
+    num_classes: how many classes a user's own labels are of; None: one more than the largest label.
+    """
+
+    def __init__(self, given: Split | tuple[Any, Any], name: str, num_classes: int | None = None) -> None:
         if name not in IN_MEMORY:
             expected = f"the folder that `fastcifar convert --to {needs(name)}` wrote"
             raise ValueError(f"artefact: got arrays, takes for {name} {expected}")
@@ -78,8 +81,8 @@ class ArraySource:
         else:
             images, labels = given
             self._images_nhwc = _checked_images(images)
-            self._labels_n = _checked_labels(labels, len(self._images_nhwc))
-            self.num_classes = int(self._labels_n.max(initial=-1)) + 1
+            self._labels_n = _checked_labels(labels, len(self._images_nhwc), num_classes)
+            self.num_classes = int(self._labels_n.max(initial=-1)) + 1 if num_classes is None else num_classes
         self.num_images, height, width = self._images_nhwc.shape[:3]
         if not self.num_images:
             raise ValueError("images: got none, takes one at least")
@@ -124,7 +127,7 @@ def _checked_images(images: Any) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _checked_labels(labels: Any, num_images: int) -> np.ndarray:
+def _checked_labels(labels: Any, num_images: int, num_classes: int | None) -> np.ndarray:
     array = _as_array(labels)
     if array.ndim != 1 or array.dtype.kind not in "iu" or len(array) != num_images:
         raise ValueError(f"labels: got {array.dtype} {list(array.shape)}, takes integers [{num_images}]")
@@ -132,6 +135,8 @@ def _checked_labels(labels: Any, num_images: int) -> np.ndarray:
     # Checked as they are handed out: what does not fit 64 bits with a sign has become negative.
     if len(array) and labels_n.min() < 0:
         raise ValueError(f"labels: got {array[labels_n.argmin()]}, takes classes, counted from 0")
+    if len(array) and num_classes is not None and labels_n.max() >= num_classes:
+        raise ValueError(f"labels: got {labels_n.max()}, takes classes, 0 to {num_classes - 1}")
     return labels_n
 
 

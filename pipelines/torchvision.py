@@ -88,7 +88,7 @@ class _Images(Dataset):
         self._seed = settings.seed
         self._dtype = settings.dtype
         self._transform = _Transform(settings, images_nhwc.shape[1:3])
-        self._told = settings.augmentation
+        self._augmentation = settings.augmentation
         self._mixing = _Mixing(settings.augmentation)
 
     def __getitems__(self, request: _Request) -> list[Tensor | None]:
@@ -103,7 +103,7 @@ class _Images(Dataset):
         images = torch.stack([self._transform(self._images_nhwc[i], int(i), request.epoch) for i in indices])
         labels = torch.tensor(self._labels_n[indices], dtype=torch.int64)
         mix_labels = mix_weights = None
-        if self._told.at(request.epoch).mixes:
+        if self._augmentation.at(request.epoch).mixes:
             images, mix_weights = self._mixing(images)
             mix_labels = labels.roll(1)
         images = images.to(self._dtype).contiguous(memory_format=torch.channels_last)
@@ -114,27 +114,28 @@ class _Transform:
     """What v2 does to one image, in the fused kernel's order: rotate, crop, flip, colour, normalise, light, erase."""
 
     def __init__(self, settings: Settings, size: tuple[int, int]) -> None:
-        told = settings.augmentation
-        self._alternating = told.flip == "alternating"
+        augmentation = settings.augmentation
+        self._alternating = augmentation.flip == "alternating"
         self._seed = settings.seed
-        self._brightness, self._contrast = told.brightness, told.contrast
+        self._brightness, self._contrast = augmentation.brightness, augmentation.contrast
         geometry: list[Any] = []
-        if told.rotation:
-            geometry.append(v2.RandomRotation(told.rotation, InterpolationMode.BILINEAR))
-        if told.crop_padding:
-            geometry.append(v2.RandomCrop(size, padding=told.crop_padding, padding_mode=told.padding_mode))
-        if told.flip == "random":
+        if augmentation.rotation:
+            geometry.append(v2.RandomRotation(augmentation.rotation, InterpolationMode.BILINEAR))
+        if augmentation.crop_padding:
+            padding, padding_mode = augmentation.crop_padding, augmentation.padding_mode
+            geometry.append(v2.RandomCrop(size, padding=padding, padding_mode=padding_mode))
+        if augmentation.flip == "random":
             geometry.append(v2.RandomHorizontalFlip())
         colour: list[Any] = []
-        if told.saturation or told.hue:
-            colour.append(v2.ColorJitter(saturation=told.saturation, hue=told.hue))
+        if augmentation.saturation or augmentation.hue:
+            colour.append(v2.ColorJitter(saturation=augmentation.saturation, hue=augmentation.hue))
         colour.append(v2.ToDtype(torch.float32, scale=True))
         if settings.normalisation != Normalisation.identity():
             colour.append(v2.Normalize(settings.normalisation.mean, settings.normalisation.std))
         self._before = v2.Compose([*geometry, *colour])
         self._erase = None
-        if told.cutout:
-            share = told.cutout**2 / (size[0] * size[1])
+        if augmentation.cutout:
+            share = augmentation.cutout**2 / (size[0] * size[1])
             self._erase = v2.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0), value=0)
 
     def __call__(self, image_hwc: np.ndarray, index: int, epoch: int) -> Tensor:
@@ -157,12 +158,12 @@ def _flips_first(seed: int, index: int) -> bool:
 class _Mixing:
     """CutMix and MixUp by v2, for a whole batch or image by image, each mixed with the one before it in the batch."""
 
-    def __init__(self, told: Augmentation) -> None:
-        self._told = told
+    def __init__(self, augmentation: Augmentation) -> None:
+        self._augmentation = augmentation
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [n, 3, h, w] -> the mixed images, and float32 [n], the weight of each image's own label."""
-        if self._told.mix_per == "batch":
+        if self._augmentation.mix_per == "batch":
             return self._mix(images)
         pairs = [
             self._mix(torch.stack([image, before])) for image, before in zip(images, images.roll(1, 0), strict=True)
@@ -170,14 +171,15 @@ class _Mixing:
         return torch.stack([mixed[0] for mixed, _ in pairs]), torch.stack([weights[0] for _, weights in pairs])
 
     def _mix(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        told, n = self._told, len(images)
-        is_mixed, is_cutmix = (torch.rand(2) < torch.tensor([told.mix_probability, told.mix_switch])).tolist()
+        augmentation, n = self._augmentation, len(images)
+        shares = torch.tensor([augmentation.mix_probability, augmentation.mix_switch])
+        is_mixed, is_cutmix = (torch.rand(2) < shares).tolist()
         if not is_mixed or n == 1:
             return images, torch.ones(n)
-        if told.cutmix and (is_cutmix or not told.mixup):
-            transform: v2.Transform = v2.CutMix(alpha=told.cutmix, num_classes=n)
+        if augmentation.cutmix and (is_cutmix or not augmentation.mixup):
+            transform: v2.Transform = v2.CutMix(alpha=augmentation.cutmix, num_classes=n)
         else:
-            transform = v2.MixUp(alpha=told.mixup, num_classes=n)
+            transform = v2.MixUp(alpha=augmentation.mixup, num_classes=n)
         # With every image a class of its own, what v2 leaves of its label is the weight that we want.
-        mixed, shares = transform(images, torch.arange(n))
-        return mixed, shares.diagonal().contiguous()
+        mixed, weights = transform(images, torch.arange(n))
+        return mixed, weights.diagonal().contiguous()

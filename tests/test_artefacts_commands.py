@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_convert_inspect_verify(
     assert set(found) == {"path", "bytes", "format", "version", "tool", "dataset", "source", "fingerprint",
                           "class_names", "mean", "std", "train", "test"}  # fmt: skip
     assert (found["path"], found["format"], found["version"]) == ("a", to, 1)
-    assert (found["dataset"], found["source"]) == (f"{dataset}-small", str(made.path))
+    assert (found["dataset"], found["source"]) == (f"{dataset}-small", made.path.name)
     assert found["bytes"] == sum(path.stat().st_size for path in Path("a").iterdir() if path.name != "index.json")
     assert found["class_names"] == list(made.class_names)
     assert found["mean"] == pytest.approx((made.train_images / 255).mean(axis=(0, 1, 2)).tolist())
@@ -76,7 +77,9 @@ def test_convert_inspect_verify(
         assert len(lines) > 8
 
 
-def test_a_source_in_any_form_gives_the_same_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_in_any_form_gives_the_same_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for kind in ("python", "binary"):
         make(tmp_path / kind, "cifar10", kind, num_test=20)
         run(capsys, "convert", tmp_path / kind, "--to", "ffcv", "--out", f"{kind}-ffcv")
@@ -84,6 +87,12 @@ def test_a_source_in_any_form_gives_the_same_files(tmp_path: Path, capsys: pytes
     for name in ("train.beton", "test.beton"):
         assert Path("python-ffcv", name).read_bytes() == Path("binary-ffcv", name).read_bytes()
         assert Path("python-ffcv", name).read_bytes() == Path("again", name).read_bytes()
+    # Not even the index says where the source lay, or how that was typed.
+    (folder,) = (tmp_path / "python").iterdir()
+    shutil.copytree(folder, tmp_path / "elsewhere" / folder.name)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run(capsys, "convert", folder.name, "--to", "ffcv", "--out", tmp_path / "moved")
+    assert bytes_of(tmp_path / "moved") == bytes_of(tmp_path / "python-ffcv")
     assert len(run(capsys, "verify", "python-ffcv", "--against", "binary-ffcv")) > 8
 
 
@@ -95,7 +104,7 @@ def test_what_is_there_is_kept_and_only_replaced_by_force(tmp_path: Path, capsys
     for wrong in ((other, "--to", "npy"), (one, "--to", "ffcv")):
         (line,) = run(capsys, "convert", *wrong, "--out", "cifar10-npy", code=2)
         assert line == (
-            f"fastcifar convert: cifar10-npy: holds cifar10-small as npy, from {one}; "
+            f"fastcifar convert: cifar10-npy: holds cifar10-small as npy, from {one.name}; "
             "expected another --out, or --force to replace it"
         )
         assert bytes_of(Path("cifar10-npy")) == before

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastcifar import artefacts, data, models, pipelines
 from fastcifar import config as configs
-from fastcifar import models, pipelines
-from fastcifar.bench import gpu, results, step
+from fastcifar.bench import first_batch, gpu, results, step
 from fastcifar.bench.job import Job
+from fastcifar.bench.measure import Measured, Opened, Sample
 from fastcifar.bench.results import Result, Row
+from fastcifar.bench.workers import Place
 from fastcifar.cli import main
 from fastcifar.models import convolution
 
@@ -121,7 +124,17 @@ def test_step(folder: Path, in_folder: Path, capsys: pytest.CaptureFixture) -> N
     assert parts_ms == pytest.approx(row["step_ms"], rel=0.5)
     assert row["gflop_image"] > 0
     assert row["stall_share"] == pytest.approx(row["data_ms"] / row["step_ms"])
+    assert "compile_s" not in row
     assert ran.names("bound") == {"matmul"}
+
+
+def test_only_a_compiled_step_says_what_compiling_took() -> None:
+    told = {f"{phase}_ms": 1.0 for phase in step.PHASES}
+    told |= {"step_ms": 4.0, "flops_image": 3e6, "forward_flops_image": 1e6, "batch": 8.0}
+    eager = Measured(Opened(50.0), [Sample(8, 0.004, told)])
+    compiled = Measured(Opened(50.0), [Sample(8, 0.004, told | {"compile_s": 30.0})])
+    assert "compile_s" not in step._values("eager", eager, {})
+    assert step._values("compiled", compiled, {})["compile_s"] == 30.0
 
 
 def test_operations_are_those_of_the_librarys_own_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,10 +149,27 @@ def test_operations_are_those_of_the_librarys_own_convolutions(monkeypatch: pyte
 
 
 def test_start(folder: Path, in_folder: Path, capsys: pytest.CaptureFixture) -> None:
-    ran = Ran("start", folder, in_folder, capsys, "--rounds", "1")
+    ran = Ran("start", folder, in_folder, capsys, "--rounds", "1", "--batch-size", "20")
     check_report(ran, "start", in_folder)
+    assert "first batch of 20" in ran.report["results"]["start"]["title"]
     assert ran.figures["start.import_torch.first_batch.seconds"] > 0.05
     assert ran.names() == {"resident_dataset"}
+
+
+def test_a_first_batch_is_told_of_an_artefact_and_of_a_data_set(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    artefact = artefacts.cached(data.locate("cifar10", folder, download=False), "npy")
+    for place in ["resident", str(artefact)], ["--from-dataset", "cifar10", str(folder)]:
+        first_batch.main([*place, "cpu", "20"])
+        assert capsys.readouterr().out == "first batch\n"
+
+
+def test_what_is_timed_to_its_first_batch_imports_nothing_by_itself() -> None:
+    code = "import sys, fastcifar.bench.first_batch; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = set(done.stdout.split())
+    ours = {name for name in names if name.partition(".")[0] == "fastcifar"}
+    assert ours == {"fastcifar", "fastcifar.bench", "fastcifar.bench.first_batch"}
+    assert not names & {"torch", "numpy", "numba", "tyro"}
 
 
 def test_convert_leaves_nothing_behind(folder: Path, in_folder: Path, capsys: pytest.CaptureFixture) -> None:
@@ -159,8 +189,20 @@ def test_stream(folder: Path, in_folder: Path, capsys: pytest.CaptureFixture) ->
     check_report(ran, "stream", in_folder)
     assert ran.names() == here
     row = next(row for row in ran.rows if row["task"] == "copies4")
-    assert {"rate_over_one", "memory_over_one"} <= set(row)
+    assert {"rate_over_one", "memory_over_one", "own_memory_over_one"} <= set(row)
     assert not list(Path(os.environ["XDG_CACHE_HOME"], "fastcifar").glob("bench-*"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "quick", "picked"),
+    [(0, False, 500), (700, False, 700), (0, True, 100), (700, True, 100), (20, True, 20)],
+)
+def test_the_batch_size_is_the_one_asked_for_and_small_where_quick(asked: int, quick: bool, picked: int) -> None:
+    source: Any = None
+    told: dict[str, Any] = {"seconds": 1.0, "rounds": 1, "peers": False, "recipe": "speedrun"}
+    job = Job(source=source, place=Place(), batch_size=asked, quick=quick, **told)
+    assert job.pick_batch_size(500) == picked
+    assert job.pick_batch_size(500, quick=10) == (10 if quick else picked)
 
 
 def test_quick_figures_are_kept_only_where_told(

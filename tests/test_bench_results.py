@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastcifar.bench import figures, plot, readme, results, table
+from fastcifar.bench.measure import Measured, Opened, Sample
 from fastcifar.bench.results import Result, Row
 from fastcifar.bench.settings import NAMES, Task, augmentation, bytes_moved
 from fastcifar.kernels import Augmentation
@@ -96,6 +97,7 @@ def test_the_best_peer_is_of_the_same_task() -> None:
         ("share_of_copy", 0.812, "81 %"),
         ("stall_share", 0.004, "0.4 %"),
         ("over_best_peer", 11.26, "11.26x"),
+        ("own_memory_over_one", 1.3, "1.30x"),
         ("over_import_torch_s", 0.25, "0.25"),
         ("first_batch_ms", 0.1234, "0.123"),
     ],
@@ -149,6 +151,42 @@ def test_the_readme_gets_the_newest_results_between_its_marks(tmp_path: Path) ->
     assert "shapes10" not in text
     assert "](results/loaders_amd-epyc-7763-2c_torch2.11_numba0.68_20261121.csv)" in text
     assert not readme.update(file, kept, tmp_path / "records")
+
+
+@pytest.mark.parametrize(
+    ("revision", "text"),
+    [
+        ("3c232293ca23d58d", "; 2026-11-21; revision 3c23229; [CSV]"),
+        ("3c232293ca23d58d+changes", "; 2026-11-21; revision 3c23229, with changes; [CSV]"),
+        ("", "; 2026-11-21; [CSV]"),
+    ],
+)
+def test_the_readme_says_of_which_code_a_result_is(revision: str, text: str, tmp_path: Path) -> None:
+    results.write_csv(result(revision=revision), tmp_path)
+    assert text in readme.measurements(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(("load", "is_busy"), [("1.00", False), ("1.50", True)])
+def test_a_file_without_notes_says_by_its_load_that_the_machine_was_busy(
+    load: str, is_busy: bool, tmp_path: Path
+) -> None:
+    path = results.write_csv(result(load=load), tmp_path)
+    assert results.read_csv(path).notes == []
+    # As older versions wrote it: without the last column.
+    lines = path.read_text().splitlines()
+    path.write_text("".join(line.removesuffix("notes").removesuffix(",") + "\n" for line in lines))
+    note = f"\n\n*The load average was {load} at the start: what else ran disturbs the figures.*"
+    assert (note in readme.measurements(tmp_path, tmp_path)) == is_busy
+
+
+def test_streaming_says_how_own_memory_grows_also_where_the_file_does_not(tmp_path: Path) -> None:
+    taken_mb = {"copies1": 280.0, "copies16": 350.0}
+    rows = [Row("ffcv", task, "ours", {"images_s": 1e5, "own_memory_mb": mb}) for task, mb in taken_mb.items()]
+    results.write_csv(Result("stream", "Streaming", "images_s", rows, ABOUT), tmp_path)
+    text = readme.measurements(tmp_path, tmp_path)
+    assert "| | | images/s | own memory MB | own memory x 1 copy |" in text
+    assert "| copies1 | **ffcv** | 100,000 | 280 |  |" in text
+    assert "| copies16 | **ffcv** | 100,000 | 350 | 1.25x |" in text
 
 
 def test_a_readme_without_marks_is_left_as_it_is(tmp_path: Path) -> None:
@@ -229,6 +267,20 @@ def test_a_task_is_its_name(name: str) -> None:
 def test_bytes_are_the_pixels_read_and_the_values_written() -> None:
     assert bytes_moved("crop_flip", 1024, "bf16") == 3072 + 6144
     assert bytes_moved("crop_flip_mixup", 1024, "fp32") == 2 * 3072 + 12288
+
+
+def test_the_gather_reads_one_image_whatever_the_task_reads() -> None:
+    units = {"numba": 100.0, "gather": 200.0, "copy": 1e6}
+    measured = {key: Measured(Opened(2.0, 0.5), [Sample(amount, 1.0)]) for key, amount in units.items()}
+    numba, gather, copy = (
+        results.traffic_values(key, measured, "crop_flip_mixup.bf16", 1024, "first_call_s") for key in units
+    )
+    assert numba["gb_s"] == pytest.approx(100 * (2 * 3072 + 6144) / 1e9)
+    assert (numba["share_of_gather"], numba["first_call_s"], numba["compile_s"]) == (0.5, 2.0, 1.5)
+    assert gather["gb_s"] == pytest.approx(200 * (3072 + 6144) / 1e9)
+    assert gather["share_of_copy"] == pytest.approx(200 * (3072 + 6144) / 1e6)
+    assert not {"share_of_gather", "first_call_s", "compile_s"} & set(gather)
+    assert copy == {"gb_s": pytest.approx(0.001), "rounds": 1}
 
 
 def test_settings_say_what_their_names_say() -> None:

@@ -12,6 +12,7 @@ import pytest
 from cifar_files import make
 
 from fastcifar.cli import COMMANDS, main
+from fastcifar.commands import doctor
 from fastcifar.commands.speedrun import RECIPES
 from fastcifar.data import shapes10
 from fastcifar.data.download import ARCHIVES
@@ -183,6 +184,15 @@ def test_doctor_names_every_pipeline(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert set(report["pipelines"]) == {"resident", "ffcv", "dali", "torchvision"}
     assert report["pipelines"]["resident"] is None
+
+
+def test_doctor_says_what_is_missing_and_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(doctor.OPTIONAL, "not-there", ("sweep", "nothing"))
+    assert main(["doctor"]) == 0
+    assert "without not-there" in (said := capsys.readouterr().out)
+    assert "pip install -e '.[sweep]'" in said and "without numba " not in said
 
 
 def test_recipes_are_listed_one_a_line_and_shown_whole(capsys: pytest.CaptureFixture) -> None:

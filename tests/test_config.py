@@ -34,6 +34,8 @@ def test_a_list_of_stages_is_read() -> None:
         ("train=3", "train: got 3, takes a section"),
         ("seed.x=3", "seed: got {'x': 3}, takes a whole number"),
         ("train.resolution=[{until=0.5, pixels=24}]", "takes stages whose `until` rises and ends at 1"),
+        ("train.resolution=[{until=1, pixels=24}, {until=1, pixels=32}]", "takes stages whose `until` rises"),
+        ("pipeline.streaming=true", "pipeline.streaming: got True, takes false for resident"),
         ("train.resolution=[{pixels=24}]", "train.resolution.until: missing"),
         ("lr", "takes section.key=value"),
         ("augmentation.flip=sometimes", "flip"),

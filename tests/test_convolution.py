@@ -92,8 +92,8 @@ def test_every_size_of_tile_works(size: int, monkeypatch: pytest.MonkeyPatch) ->
     theirs = gradients(images, weight, None, lambda x, w: F.conv2d(F.pad(x, (1, 0, 1, 1)), w))
     for our, their in zip(ours, theirs, strict=True):
         error = (our.double() - their).square().mean().sqrt() / their.square().mean().sqrt()
-        # Of the sizes, 6 is the least exact: its errors are ten times the library's (bench/LOG.md).
-        assert error < 1e-5
+        # The larger, the less exact; bfloat16's errors are a hundred times those of 7 (bench/LOG.md).
+        assert error < (1e-4 if size == 7 else 1e-5)
 
 
 @pytest.mark.parametrize("values", [1, 3 * 2 * 2 * 36 * 24, 2**26])
@@ -131,7 +131,7 @@ def test_where_winograd_pays(channels_in: int, channels_out: int, height: int, w
     assert winograd.pays(channels_in, channels_out, height, width) is pays
 
 
-@pytest.mark.parametrize(("side", "size"), [(30, 6), (15, 5), (14, 5), (7, 4), (6, 6), (4, 4), (3, 3), (2, 2), (8, 4)])
+@pytest.mark.parametrize(("side", "size"), [(30, 6), (15, 5), (14, 7), (7, 7), (6, 6), (4, 4), (3, 3), (2, 2), (8, 4)])
 def test_tiles_fit_the_map(side: int, size: int) -> None:
     assert winograd.tiling_for(side, side).size == size
 

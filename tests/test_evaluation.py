@@ -21,7 +21,6 @@ from fastcifar.cli import main
 from fastcifar.evaluation import corruptions, measures
 from fastcifar.evaluation.finished import Finished
 from fastcifar.evaluation.image_files import natural_key
-from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
@@ -191,8 +190,7 @@ def test_evaluate_tells_and_writes_everything(run: Path, data: Path, capsys: pyt
     assert found["calibration"]["num_bins"] == 15
     assert found["corruptions"] is None
     # By hand: the network on the pixels, normalised here.
-    with Reporter() as reporter:
-        finished = Finished.load(RunFolder(run), reporter)
+    finished = Finished.load(RunFolder(run))
     small = make(run.parent / "again", num_test=100)
     mean, std = (np.array(x, np.float32) for x in (finished.normalisation.mean, finished.normalisation.std))
     images = torch.from_numpy(((small.test_images / np.float32(255) - mean) / std).transpose(0, 3, 1, 2).copy())
@@ -343,31 +341,6 @@ def test_the_best_validated_weights_can_be_scored(
     assert not (validated / "evaluation.json").exists()
     assert main(["evaluate", str(run), "--best"]) == 2
     assert "best.safetensors is not there; only runs with data.validation" in capsys.readouterr().err
-
-
-def test_weights_of_older_runs_are_told_apart_by_their_data_set(run: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    for name in ("config.toml", "card.json"):
-        (tmp_path / name).write_bytes((run / name).read_bytes())
-    save_file(load_file(run / "weights.safetensors"), tmp_path / "weights.safetensors")
-    with Reporter() as reporter:
-        old, new = (Finished.load(RunFolder(path), reporter) for path in (tmp_path, run))
-    assert (old.dataset, old.class_names, old.normalisation) == (new.dataset, new.class_names, new.normalisation)
-
-
-def test_an_older_run_is_scored_where_its_data_set_is_now(
-    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    config = (run / "config.toml").read_text().replace(str(data), str(tmp_path / "gone"))
-    (tmp_path / "config.toml").write_text(config)
-    save_file(load_file(run / "weights.safetensors"), tmp_path / "weights.safetensors")
-    assert main(["evaluate", str(tmp_path), "--no-pictures"]) == 2
-    assert "gone" in capsys.readouterr().err
-    assert main(["evaluate", str(tmp_path), "--data", str(data), "--no-pictures"]) == 0
-    assert last_line(capsys)["accuracy"] == json.loads((run / "card.json").read_text())["accuracy"]
 
 
 def test_names_with_numbers_are_in_the_order_of_the_numbers() -> None:

@@ -93,26 +93,50 @@ def test_pixels_come_back_from_identity_normalisation():
         assert np.array_equal((batch.permute(0, 2, 3, 1).float() * 255).round().numpy().astype(np.uint8), images)
 
 
-@pytest.mark.parametrize("name", ["crop", "flip", "rotation", "saturation", "hue", "brightness", "contrast"])
+KINDS = ["crop", "flip", "rotation", "saturation", "hue", "brightness", "contrast", "cutout", "cutmix", "mixup"]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_each_kind_leaves_pixels_untouched_at_its_identity(name):
     """A plan in which another image is changed, so that the kernels do go through that kind's code."""
     images = pictures(2, 9, 9)
     plan = Plan.identity(2, 9, 9)
-    changed = {
-        "crop": plan.shifts_n2,
-        "flip": plan.flips_n,
-        "rotation": plan.rotation_n,
-        "saturation": plan.saturation_n,
-        "hue": plan.hue_n,
-        "brightness": plan.brightness_n,
-        "contrast": plan.contrast_n,
+    changed, value = {
+        "crop": (plan.shifts_n2, 1),
+        "flip": (plan.flips_n, 1),
+        "rotation": (plan.rotation_n, 0.3),
+        "saturation": (plan.saturation_n, 0.3),
+        "hue": (plan.hue_n, 0.3),
+        "brightness": (plan.brightness_n, 0.3),
+        "contrast": (plan.contrast_n, 0.3),
+        "cutout": (plan.cutout_boxes_n4, (1, 2, 5, 6)),
+        "cutmix": (plan.cutmix_boxes_n4, (1, 2, 5, 6)),
+        "mixup": (plan.mix_weights_n, 0.3),
     }[name]
-    changed[0] = 1 if name in ("crop", "flip") else 0.3
+    changed[0] = value
+    if name == "cutmix":
+        plan.mix_weights_n[0] = np.float32(81 - 16) / np.float32(81)
     untouched = augment(images, Plan.identity(2, 9, 9), CIFAR, dtype="float32")
     for form in ("reference", "numba"):
         batch = augment(images, plan, CIFAR, dtype="float32", form=form)
         assert same_bits(batch[1:], untouched[1:])
         assert not torch.equal(batch[0], untouched[0])
+
+
+@pytest.mark.parametrize("form", ["reference", "numba"])
+@pytest.mark.parametrize("mixed_by", [{"cutmix": 1.0}, {"mixup": 1.0}, {"cutmix": 1.0, "mixup": 1.0}])
+def test_of_probability_zero_nothing_is_mixed(form, mixed_by):
+    images = pictures(4, 9, 9)
+    augmentation = Augmentation(**mixed_by, mix_probability=0.0, cutout=0)
+    batch, weights, partners = augment_batch(
+        images, range(4), augmentation, CIFAR, seed=9, epoch=4, dtype="float32", form=form
+    )
+    assert same_bits(batch, augment(images, Plan.identity(4, 9, 9), CIFAR, dtype="float32", form=form))
+    assert weights is None
+    assert partners is None
+    plan = draw_plan(augmentation, seed=9, epoch=4, indices_n=range(4), height=9, width=9, form=form)
+    assert np.array_equal(plan.ints_nk, Plan.identity(4, 9, 9).ints_nk)
+    assert np.array_equal(plan.floats_nk, Plan.identity(4, 9, 9).floats_nk)
 
 
 @pytest.mark.parametrize("padding_mode", ["reflect", "constant"])

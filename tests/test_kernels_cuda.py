@@ -1,8 +1,10 @@
 """The form for GPUs: under Numba's simulator on tiny images, and on a GPU at full size where there is one."""
 
 import os
+import re
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -61,7 +63,16 @@ for name, value, takes in (("rotation", 7.6e18, "-360 to 360"), ("hue", -2, "-1 
     except ValueError as error:
         assert str(error).startswith(f"plan.{name}_n") and takes in str(error), error
         count += 1
+try:
+    augment_batch(images, [0], augmentation, normalisation, seed=0, epoch=0, form="cuda", num_threads=0)
+except ValueError as error:
+    assert str(error) == "num_threads: got 0, takes an integer of at least 1", error
+    count += 1
 from fastcifar.kernels import numba_cuda
+# A captured graph may go on reading what batches share: none of it is let go of.
+kept = [numba_cuda._partners(torch.device("cpu"), size) for size in range(1, 200)]
+assert all(numba_cuda._partners(torch.device("cpu"), len(partners)) is partners for partners in kept)
+assert kept[2].tolist() == [1, 2, 0]
 settings = numba_cuda._Settings(Augmentation(), normalisation, height, width, 5)
 rows = torch.tensor([1, 5])
 nothing = numba_cuda._nothing(rows.device)
@@ -86,7 +97,46 @@ def test_simulated_form_agrees_with_reference_on_every_bit():
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "17"
+    assert result.stdout.strip() == "18"
+
+
+COMPILED = """
+from types import SimpleNamespace
+from numba import cuda
+from numba.cuda import dispatcher
+from numba.cuda.cudadrv.nvvm import NVVM
+try:
+    NVVM()
+except (ImportError, RuntimeError):
+    raise SystemExit("no NVVM")
+# Numba compiles what a kernel calls for the current GPU, of which it asks no more than this.
+dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=(9, 0))
+from fastcifar.kernels.numba_cuda.pixels import SIGNATURE, kernel
+print(cuda.compile_ptx(kernel, SIGNATURE, cc=(9, 0))[0])
+"""
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def test_kernel_compiles_without_a_gpu_and_rounds_as_the_reference_does():
+    """To the assembly that NVIDIA's driver takes: what the simulator, which runs Python, does not show."""
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILED],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"},
+    )
+    if result.stderr.strip().endswith("no NVVM"):
+        pytest.skip("NVVM is not installed")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(".visible .entry ") == 1
+    # A product whose rounding is named is fused with no sum; of one that says "mul" alone the driver may do it yet.
+    # In float64, as which a rotation's sine is worked out, fusing is no harm: products that feed a sum are exact there.
+    assert "mul.rn.f32" in result.stdout
+    assert re.findall(r"\b(?:fma|mad)\.\S*f32\b|\bmul\.f32\b", result.stdout) == []
+    # Nor are small numbers flushed to zero, or quotients and roots approximated.
+    assert re.findall(r"\S+\.(?:ftz|approx|full)\b\S*", result.stdout) == []
 
 
 def test_cuda_is_not_imported_without_a_gpu():
@@ -153,6 +203,21 @@ def test_gpu_runs_on_the_current_stream_and_in_a_graph():
 
 
 @pytest.mark.gpu
+def test_what_batches_share_is_there_on_any_stream():
+    """Of a size that no other test has: its partners are laid out while the first stream is busy."""
+    images, rows = torch.from_numpy(pictures(37, 8, 8)).cuda(), torch.arange(37, device="cuda")
+    torch.cuda.synchronize()
+    busy, free = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(busy):
+        torch.cuda._sleep(10**9)
+        augment_batch(images, rows, EVERYTHING, CIFAR, seed=7, epoch=3)
+    with torch.cuda.stream(free):
+        partners = augment_batch(images, rows, EVERYTHING, CIFAR, seed=7, epoch=3)[2].clone()
+    free.synchronize()
+    assert partners.tolist() == [*range(1, 37), 0]
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
 def test_a_bad_row_on_a_gpu_is_told_of_once(device):
     images, rows = torch.from_numpy(pictures(4, 8, 8)).to(device), torch.tensor([1, 4], device=device)
@@ -183,7 +248,7 @@ print(*asked, set(asked) == set(waited))
 
 
 def test_the_flag_of_bad_rows_is_found_by_any_name_of_the_device():
-    # In a process of its own: without a GPU, the CUDA target is to be had simulated only.
+    # In a process of its own, since Numba is told when it is imported whether to simulate.
     result = subprocess.run(
         [sys.executable, "-c", FLAGS],
         capture_output=True,

@@ -225,6 +225,21 @@ def test_wrong_arguments_are_named(options, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("num_threads", [0, -2, 1.5])
+def test_wrong_numbers_of_threads_are_named_by_every_form(form, num_threads):
+    options = {"form": form, "num_threads": num_threads}
+    drawn = {"seed": 0, "epoch": 0, **options}
+    for call in (
+        lambda: draw_plan(Augmentation(), indices_n=[0], height=8, width=8, **drawn),
+        lambda: augment(IMAGES, Plan.identity(4, 8, 8), CIFAR, **options),
+        lambda: augment_batch(IMAGES, [0], Augmentation(), CIFAR, **drawn),
+    ):
+        with pytest.raises(ValueError) as caught:
+            call()
+        assert str(caught.value) == f"num_threads: got {num_threads}, takes an integer of at least 1"
+
+
 def test_wrong_count_is_named():
     with pytest.raises(ValueError, match=r"^num_images: got -1, takes an integer from 0 to 2\*\*32 - 1$"):
         epoch_order(-1, 0, 0)

@@ -70,6 +70,21 @@ def test_a_network_over_the_budget_is_an_error() -> None:
         models.build("speednet", num_classes=10, max_parameters=1_972_792)
 
 
+def test_what_is_too_large_is_refused_before_there_is_memory_for_it() -> None:
+    with pytest.raises(ValueError, match=r"parameters, model.max_parameters takes under 5,000,000"):
+        models.build("speednet", num_classes=10, widths=(64, 10**6, 10**6), max_parameters=5_000_000)
+
+
+def test_counting_parameters_draws_no_random_number() -> None:
+    """Or the seed would give other weights where there is a limit."""
+    weights = []
+    for max_parameters in (0, 5_000_000):
+        torch.manual_seed(3)
+        network = models.build("speednet", num_classes=10, max_parameters=max_parameters)
+        weights.append(torch.cat([value.flatten() for value in network.state_dict().values()]))
+    assert torch.equal(*weights)
+
+
 def test_an_unknown_network_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="speednet"):
         models.build("resnet9000", num_classes=10)

@@ -126,13 +126,13 @@ def test_what_is_made_half_is_half_or_single(dtype: str) -> None:
 
 
 def test_runs_of_another_version_of_a_script_are_kept(script: Path, tmp_path: Path) -> None:
-    peers = record.read_peers(tmp_path, script)
+    peers = record.read_peers(tmp_path, script, "cifar10")
     peers.runs["0"] = {"accuracy": 0.5, "seconds": 2.0}
     record.write_peers(tmp_path, peers)
-    assert record.read_peers(tmp_path, script) == peers
+    assert record.read_peers(tmp_path, script, "cifar10") == peers
     script.write_text(SCRIPT + "# changed\n")
     with pytest.raises(ValueError, match=r"another version of record script\.py: takes a new --name"):
-        record.read_peers(tmp_path, script)
+        record.read_peers(tmp_path, script, "cifar10")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the shim stands in for a GPU")

@@ -134,7 +134,7 @@ def test_native_dali_is_a_function_of_the_seed(sets: Sets) -> None:
 
 @streamers
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("augmentation", "says"),
     [
         (Augmentation(crop_padding=1), "padding_mode: got 'reflect', takes 'constant' with native=True"),
         (Augmentation(flip="alternating"), "flip: got 'alternating'"),
@@ -142,9 +142,9 @@ def test_native_dali_is_a_function_of_the_seed(sets: Sets) -> None:
         (Augmentation(hue=0.1), "hue: got 0.1, takes 0.0 with native=True"),
     ],
 )
-def test_native_forms_refuse_what_they_cannot(sets: Sets, name: str, told: Augmentation, says: str) -> None:
+def test_native_forms_refuse_what_they_cannot(sets: Sets, name: str, augmentation: Augmentation, says: str) -> None:
     with pytest.raises(ValueError) as error:
-        sets.open(name, native=True, augmentation=told)
+        sets.open(name, native=True, augmentation=augmentation)
     assert str(error.value).startswith(says)
 
 

@@ -62,6 +62,24 @@ def test_the_documented_example_runs() -> None:
     assert shapes == [((256, 3, 40, 48), torch.float32, (256,))] * 2
 
 
+@pytest.mark.parametrize("name", FOR_ARRAYS)
+def test_there_may_be_more_classes_than_labels_show(name: str) -> None:
+    given = (np.zeros((3, 4, 4, 3), np.uint8), np.array([0, 2, 1]))
+    for num_classes in (3, 10):
+        with pipelines.open(given, name, batch_size=1, num_classes=num_classes) as pipeline:
+            assert pipeline.num_classes == num_classes
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "says"),
+    [(2, "labels: got 2, takes classes, 0 to 1"), (0, "num_classes: got 0, takes an integer of at least 1")],
+)
+def test_classes_that_do_not_fit_are_named(num_classes: int, says: str) -> None:
+    with pytest.raises(ValueError) as error:
+        pipelines.open((np.zeros((3, 4, 4, 3), np.uint8), np.array([0, 2, 1])), batch_size=1, num_classes=num_classes)
+    assert str(error.value) == says
+
+
 def test_a_split_is_taken_as_it_is_and_normalised_by_itself() -> None:
     split = random_split(50, 2)
     with pipelines.open(split, batch_size=50, shuffle=False) as pipeline:
@@ -103,6 +121,7 @@ def test_images_that_cannot_be_written_to_are_read() -> None:
         ({"rows": [-1]}, "rows: got -1, takes 0 to 39"),
         ({"rows": []}, "rows: got float64 [0], takes integers [m], one at least"),
         ({"rows": [0.5]}, "rows: got float64 [1], takes integers"),
+        ({"num_classes": 7}, "num_classes: got 7, takes None for what names its classes: an artefact, a Split"),
         ({"native": True}, "native: got True, takes False for resident"),
         ({"streaming": True}, "streaming: got True, takes False for resident"),
         ({"augmentation": Augmentation(crop_padding=12)}, "crop_padding: got 12, takes less than the smaller side"),

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cifar_files import make
@@ -14,7 +15,6 @@ from training_runs import terminate_at
 from fastcifar.bench import readme
 from fastcifar.cli import main
 from fastcifar.report import record
-from fastcifar.report.meter import SPENT
 from fastcifar.report.progress import Reporter
 from fastcifar.training.session import Session
 
@@ -30,12 +30,13 @@ def files_in(place: Path) -> list[str]:
     return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
 
 
-def card(accuracy: float, total_s: float = 10.0) -> dict[str, object]:
+def card(accuracy: float, total_s: float = 10.0, energy_j: float | None = None) -> dict[str, object]:
     seconds = {"load": 1.0, "train": total_s - 3, "evaluate": 2.0, "total": total_s}
     return {
         "recipe": "speedrun",
         "dataset": "cifar10",
         "device": "here",
+        "dtype": "float32",
         "tta": "mirror",
         "epochs": 8.0,
         "batch_size": 500,
@@ -43,12 +44,13 @@ def card(accuracy: float, total_s: float = 10.0) -> dict[str, object]:
         "accuracy": accuracy - 0.01,
         "tta_accuracy": accuracy,
         "seconds": seconds,
+        "energy_j": energy_j,
     }
 
 
 def test_ten_runs_are_a_record_where_the_test_says_so() -> None:
     accuracies = [0.9405 + 0.0002 * i for i in range(10)]
-    got = record.take_together([card(a) for a in accuracies], 0.94, [{"energy_j": 5.0}] * 10)
+    got = record.take_together([card(a, energy_j=5.0) for a in accuracies], 0.94, [{}] * 10)
     assert got.kind == "record"
     n, mean = len(accuracies), sum(accuracies) / len(accuracies)
     deviation = (sum((a - mean) ** 2 for a in accuracies) / (n - 1)) ** 0.5
@@ -60,9 +62,7 @@ def test_ten_runs_are_a_record_where_the_test_says_so() -> None:
 def test_a_mean_that_only_looks_met_is_missed_and_few_runs_are_a_trial() -> None:
     scattered = [0.92, 0.961] * 5
     assert record.take_together([card(a) for a in scattered], 0.94, [{}] * 10).kind == "missed"
-    few = record.take_together(
-        [card(0.95, 20.0), card(0.951), card(0.952)], 0.94, [{"energy_j": 1.0}, {"energy_j": None}, {"energy_j": 1.0}]
-    )
+    few = record.take_together([card(0.95, 20.0, energy_j=1.0), card(0.951), card(0.952, energy_j=1.0)], 0.94, [{}] * 3)
     assert few.kind == "trial"
     assert (few.wall_first_s, few.wall_rest_s, few.energy_mean_j) == (20.0, 10.0, None)
 
@@ -121,6 +121,15 @@ def test_runs_of_different_recipes_are_no_record() -> None:
         record.take_together([card(0.9), {**card(0.9), "recipe": "other"}], 0.9, [{}, {}])
 
 
+def test_a_record_names_the_revisions_of_the_code_that_it_is_of() -> None:
+    """Those of the processes that a run went on from as well."""
+    environments: list[dict[str, Any]] = [{"revision": "b"}, {"revision": "b", "before": [{"revision": "a"}]}]
+    got = record.take_together([card(0.9), card(0.91)], 0.9, environments)
+    assert got.revisions == ("a", "b")
+    assert got.sentence.endswith("; by 2 revisions of the code")
+    assert "revisions" not in record.take_together([card(0.9)], 0.9, environments[:1]).sentence
+
+
 def test_a_record_is_written_without_paths_and_goes_on_with_the_same_settings_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +186,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, capsys:
         advice = capsys.readouterr().err.partition("go on with: ")[2]
         program, *words = shlex.split(advice)
         assert program == "fastcifar" and words[:1] == ["record"]
-        taken_s.append(json.loads((part / SPENT).read_text())["seconds"]["train"])
+        taken_s.append(json.loads((part / "spent.json").read_text())["seconds"]["train"])
         # Settings that it did not begin with are refused here too.
         assert main([*words, "--set", "optimizer.lr=0.1"]) == 2
         assert "optimizer.lr is " in capsys.readouterr().err

@@ -12,7 +12,6 @@ from PIL import Image
 
 from fastcifar.cli import main
 from fastcifar.evaluation.ensemble import load_runs, mean_probabilities
-from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
 from fastcifar.submission import formats, inputs
 
@@ -229,8 +228,7 @@ def read_csv(path: Path) -> tuple[str, list[list[str]]]:
 
 def expected_labels(runs: list[Path]) -> np.ndarray:
     """The mean of softmaxes, by torch."""
-    with Reporter() as reporter:
-        loaded = load_runs([RunFolder(path) for path in runs], reporter)
+    loaded = load_runs([RunFolder(path) for path in runs])
     logits = [run.predictions(IMAGES, tta=run.config.evaluate.tta).tta_logits.double() for run in loaded]
     mean = sum(one.softmax(1) for one in logits) / len(logits)
     assert mean.numpy() == pytest.approx(mean_probabilities(loaded, IMAGES), abs=1e-12)

@@ -43,6 +43,9 @@ class Failing:
     def finished(self, card: Card) -> None:
         self._hear("finished")
 
+    def ended(self) -> None:
+        self._hear("ended")
+
 
 def follow(listener: Any, folder: RunFolder) -> None:
     """What a run of two epochs tells."""
@@ -50,6 +53,7 @@ def follow(listener: Any, folder: RunFolder) -> None:
     listener.epoch(ENTRY)
     listener.epoch({**ENTRY, "epoch": 2, "step": 192, "loss": 1.25, "validation_accuracy": 0.625})
     listener.finished(SCORES)
+    listener.ended()
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,8 @@ def follow(listener: Any, folder: RunFolder) -> None:
         ("started", ["started"]),
         ("epoch", ["started", "epoch"]),
         ("finished", ["started", "epoch", "epoch", "finished"]),
-        ("nowhere", ["started", "epoch", "epoch", "finished"]),
+        ("ended", ["started", "epoch", "epoch", "finished", "ended"]),
+        ("nowhere", ["started", "epoch", "epoch", "finished", "ended"]),
     ],
 )
 def test_a_tracker_that_fails_is_switched_off_and_told_of_once(where: str, heard: list[str], tmp_path: Path) -> None:

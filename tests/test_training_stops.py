@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,6 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "optimizer.bias_lr=0.0002",
             "optimizer.head_lr=0.0005",
         ],
+        # Wide enough for convolutions by tiles, and the pipelines that the rest leaves out.
+        ["model.widths=[16, 24, 32]", "pipeline.name=dali", "train.epochs=2"],
+        ["model.widths=[16, 24, 32]", "pipeline.name=ffcv", "train.epochs=2"],
+        ["pipeline.name=ffcv", "pipeline.streaming=true", "train.epochs=2"],
+        ["pipeline.name=dali", "pipeline.streaming=true", "train.epochs=2", "data.validation=100"],
+        ["pipeline.name=torchvision", "train.epochs=2"],
     ],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
@@ -51,16 +60,40 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     class StoppedError(Exception):
         pass
 
-    def stop_after_epoch_2(self: object, report: EpochReport, *_: object) -> None:
-        if report.epoch == 3:
+    def stop_in_the_last(self: object, report: EpochReport, *_: object) -> None:
+        if report.epoch == config.train.epochs:
             raise StoppedError
 
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(Reporter, "epoch", stop_after_epoch_2)
+        patch.setattr(Reporter, "epoch", stop_in_the_last)
         train(config, tmp_path / "stopped")
     resumed = train(config, tmp_path / "stopped", resume=True)
     same_run(tmp_path / "whole", tmp_path / "stopped")
     assert (resumed.accuracy, resumed.tta_accuracy) == (whole.accuracy, whole.tta_accuracy)
+
+
+def test_training_is_the_same_by_each_pipeline_that_feeds_the_kernel(folder: Path, tmp_path: Path) -> None:
+    for name in ("resident", "ffcv", "dali"):
+        train(small_config(folder, f"pipeline.name={name}", "train.epochs=1"), tmp_path / name)
+    same_run(tmp_path / "resident", tmp_path / "ffcv")
+    same_run(tmp_path / "resident", tmp_path / "dali")
+
+
+def test_two_threads_repeat_the_same_bits_at_full_width(folder: Path, tmp_path: Path) -> None:
+    """In processes of their own: OpenMP takes its number of threads once, and the tests' is one."""
+    code = """
+import sys
+from pathlib import Path
+from training_runs import small_config, train
+out, resume, *settings = sys.argv[2:]
+config = small_config(Path(sys.argv[1]), "model.widths=[64, 256, 256]", "train.threads=2", *settings)
+train(config, Path(out), resume=resume == "resume")
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parent)}
+    for out in ("one", "other"):
+        command = [sys.executable, "-c", code, str(folder), str(tmp_path / out), "new", "train.epochs=0.5"]
+        subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
+    same_run(tmp_path / "one", tmp_path / "other")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_step_and_the_last_checkpoint(
@@ -97,8 +130,48 @@ def test_a_stopped_signal_is_taken_after_the_step_and_nothing_is_lost(folder: Pa
             train(config, tmp_path / "stopped")
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    train(config, tmp_path / "stopped", resume=True)
-    same_run(tmp_path / "whole", tmp_path / "stopped")
+    out = RunFolder(tmp_path / "stopped")
+    first_s = json.loads(out.spent.read_text())["seconds"]
+    card = train(config, out.path, resume=True)
+    same_run(tmp_path / "whole", out.path)
+    assert card.seconds["train"] > first_s["train"] > 0
+    assert card.seconds["total"] == pytest.approx(sum(s for name, s in card.seconds.items() if name != "total"))
+    about = json.loads(out.environment.read_text())
+    (before_it,) = about.pop("before")
+    assert before_it == about
+
+
+def test_other_images_are_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    train(small_config(folder, "train.epochs=1"), tmp_path / "run")
+    others = make(tmp_path / "others", num_test=90).path
+    with pytest.raises(ValueError, match="the run began with other images or labels than those found now"):
+        train(small_config(others, "train.epochs=1"), tmp_path / "run", resume=True)
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint(folder: Path, tmp_path: Path) -> None:
+    """The loss is finite in the step that spoils them; what stops the run then is the attempt to keep them."""
+    honest = loop.take_step
+
+    def spoil_step_20(state: loop.State, *args: Any) -> Any:
+        taken = honest(state, *args)
+        if state.step == 19:
+            next(weight for weight in state.network.parameters() if weight.requires_grad).data[0] = torch.nan
+        return taken
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "take_step", spoil_step_20)
+        with pytest.raises(NonFiniteLossError, match=r"is not finite after step 20; .*step000000010.safetensors"):
+            train(small_config(folder), tmp_path / "run")
+    assert len(checkpoints.checkpoint_paths(tmp_path / "run" / "checkpoints")) == 1
+
+
+def test_steps_that_were_skipped_count_for_the_time_that_is_left() -> None:
+    tally = Tally()
+    for step in range(1, 11):
+        logits, labels = torch.zeros(5, 10), torch.zeros(5, dtype=torch.int64)
+        tally.add(Taken(torch.zeros(()), logits, labels, 0.1, skipped=step > 1), step)
+    tally.seconds_s = 10.0
+    assert tally.report(0, 30).left_s == pytest.approx(20, rel=0.1)
 
 
 def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(

@@ -15,7 +15,7 @@ from fastcifar.artefacts.cache import cached, is_current
 from fastcifar.artefacts.conversion import convert
 from fastcifar.artefacts.formats import FORMATS
 from fastcifar.artefacts.index import File, Index, Part, read_index
-from fastcifar.artefacts.reading import check, read
+from fastcifar.artefacts.reading import check, read, read_first, read_labels
 from fastcifar.artefacts.verification import Finding, verify
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     "convert",
     "is_current",
     "read",
+    "read_first",
     "read_index",
+    "read_labels",
     "verify",
 ]

@@ -94,7 +94,7 @@ def write(
                 to,
                 dataset.name,
                 dataset.class_names,
-                dataset.train.source,
+                Path(dataset.train.source).name,  # the same bytes wherever it lies
                 f"{fingerprint} x{copies}" if fingerprint and copies > 1 else fingerprint,
                 _tool(),
                 mean,

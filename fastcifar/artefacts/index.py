@@ -67,7 +67,7 @@ class Index:
     dataset: str
     class_names: tuple[str, ...]
     source: str
-    """Where the data came from, for people."""
+    """What the data came from, for people: the name of a folder or an archive, without where it lay."""
     fingerprint: str
     """Of the source (`Source.fingerprint()`); empty where it is not known."""
     tool: str
@@ -84,6 +84,11 @@ class Index:
         if name not in PARTS:
             raise ValueError(f"part: got {name!r}, takes one of {', '.join(PARTS)}")
         return self.train if name == "train" else self.test
+
+    @property
+    def pixels_sha256(self) -> str:
+        """Of both parts' pixels and labels: the same in every format."""
+        return hashlib.sha256((self.train.pixel_sha256 + self.test.pixel_sha256).encode()).hexdigest()
 
     @property
     def files(self) -> tuple[File, ...]:

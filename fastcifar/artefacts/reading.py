@@ -1,4 +1,4 @@
-"""Artefacts back into memory, whatever their format, by NumPy alone."""
+"""Artefacts back into memory, whatever their format, without the libraries that they are for."""
 
 from __future__ import annotations
 
@@ -38,6 +38,25 @@ def read(path: str | Path, part: str) -> Split:
             labels_n[first:last] = labels
             first = last
     return Split(images_nhwc, labels_n, index.class_names, index.dataset, part, str(index.path))
+
+
+def read_first(path: str | Path, part: str, num: int) -> np.ndarray:
+    """The first `num` images of a part, or all where there are fewer: uint8 [num, h, w, 3]. `DataError` as `read`."""
+    index = read_index(path)
+    shape, found, count = index.part(part).shape, [], 0
+    for pixels_nb, _ in chunks(index, part):
+        found.append(pixels_nb[: num - count].reshape(-1, *shape))
+        count += len(found[-1])
+        if count == num:
+            break
+    return np.concatenate(found)
+
+
+def read_labels(path: str | Path, part: str) -> np.ndarray:
+    """The labels of a part, int64 [n], with no more than a few MB of pixels beside them. `DataError` as `read`."""
+    if read_index(path).format == "npy":
+        return read(path, part).labels_n
+    return np.concatenate([labels_n for _, labels_n in chunks(read_index(path), part)])
 
 
 def chunks(index: Index, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from fastcifar.data import Source
     from fastcifar.report.progress import Reporter
 
-# A load average above this share of the cores, before anything is measured, is worth a word.
-BUSY_SHARE = 0.5
 MEASUREMENTS = ("kernels", "loaders", "step", "start", "convert", "stream")
 
 
@@ -146,8 +144,7 @@ def _measure(args: Args, wanted: "list[Gate]") -> int:
             result.about = results.about(words, device, torch.get_num_threads(), load, source.dataset)
             if args.quick:
                 result.title += " (quick: the figures mean nothing)"
-            if load > BUSY_SHARE * (os.cpu_count() or 1):
-                result.notes.append(f"the load average was {load:.2f} at the start: what else ran disturbs the figures")
+            result.notes += results.load_notes(load, os.cpu_count() or 1)
             measured[name] = result
             failures += job.failures
             _show(result, reporter)

@@ -2,6 +2,16 @@
 
 from dataclasses import dataclass
 
+OPTIONAL = {
+    "numba-cuda": ("cuda", "kernels on a GPU"),
+    "nvidia-ml-py": ("cuda", "the energy that a GPU uses"),
+    "optuna": ("sweep", "fastcifar sweep"),
+    "tensorboard": ("track", "--track tensorboard"),
+    "wandb": ("track", "--track wandb"),
+    "kornia": ("bench", "a peer in bench loaders"),
+}
+"""By package: the extra that installs it, and what it is for."""
+
 
 @dataclass(frozen=True)
 class Args:
@@ -37,6 +47,7 @@ def run(args: Args) -> int:
         "revision": revision(),
         "versions": versions(),
         "pipelines": {name: pipelines.available(name) for name in pipelines.NAMES},
+        "missing": {name: line for name, line in map(_missing, OPTIONAL) if line},
         "cifar10": found,
         "cache": str(data.cache_dir()),
     }
@@ -45,6 +56,18 @@ def run(args: Args) -> int:
     else:
         _print(report)
     return 0 if report["pipelines"]["resident"] is None else 1  # type: ignore[index]
+
+
+def _missing(package: str) -> tuple[str, str]:
+    """The package, and what it is for and how to install it; an empty line where it is there."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    extra, purpose = OPTIONAL[package]
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return package, f"{purpose}: pip install -e '.[{extra}]' in fastcifar's folder"
+    return package, ""
 
 
 def _print(report: dict) -> None:
@@ -61,6 +84,8 @@ def _print(report: dict) -> None:
         table.add_row("revision", report["revision"])
     for name, reason in report["pipelines"].items():
         table.add_row(f"pipeline {name}", "works" if reason is None else reason)
+    for name, line in report["missing"].items():
+        table.add_row(f"without {name}", line)
     table.add_row("CIFAR-10", report["cifar10"])
     table.add_row("cache", report["cache"])
     console = Console(highlight=False)

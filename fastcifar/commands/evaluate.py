@@ -40,7 +40,7 @@ def run(args: Args) -> int:
 
     folder = RunFolder.open(args.run)
     with Reporter() as reporter:
-        network = Finished.load(folder, reporter, str(args.data or ""), best=args.best)
+        network = Finished.load(folder, best=args.best)
         images = images_for(network, reporter, args.data, resize=args.resize, limit=args.limit)
         scored = score(network, images, reporter, with_corruptions=args.corruptions)
         for table in render(scored.evaluation, images):

@@ -46,7 +46,7 @@ def run(args: Args) -> int:
     from fastcifar.evaluation.ensemble import load_runs, mean_probabilities
 
     with Reporter() as reporter:
-        runs = load_runs(folders, reporter, best=args.best)
+        runs = load_runs(folders, best=args.best)
         class_names = runs[0].class_names
         formats.check_classes(args.format, class_names)
         ids_n = formats.ids_for(args.format, unlabelled.ids_n, len(unlabelled.images_nhwc))

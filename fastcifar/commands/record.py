@@ -96,9 +96,9 @@ def _record(args: Args, place: Path, caches: Path | None, clock: "Clock") -> dic
     with ExitStack() as stack:
         # A script that is not there is said before anything is trained.
         peer = stack.enter_context(Peer(args.peer)) if args.peer else None
-        peers = record.read_peers(place, args.peer) if args.peer else None
         reporter = stack.enter_context(Reporter())
         source, wanted = _plan(args, place, clock, reporter)
+        peers = record.read_peers(place, args.peer, source.dataset) if args.peer else None
         # Found, so that the user's own cache, where a data set may lie, is not asked any more.
         first_is_cold = args.cold and not _is_kept(place, args.seed)
         if caches is not None:
@@ -190,10 +190,8 @@ def _train(
     import shutil
     from dataclasses import replace
 
-    from fastcifar.interruption import InterruptedRunError
     from fastcifar.report import record
     from fastcifar.report.card import render
-    from fastcifar.report.meter import Meter
     from fastcifar.training.run import run as train
 
     kept, part = _kept(place, config.seed), _part(place, config.seed)
@@ -204,18 +202,12 @@ def _train(
         return False
     folder, resume = _claim(part, config)
     try:
-        meter = Meter(folder.path, clock)
-        try:
-            card = train(config, source, folder, clock, reporter, resume=resume, listeners=[meter])
-        except InterruptedRunError:
-            meter.note()  # the checkpoint is of this very step
-            raise
-        seconds = meter.seconds(card.seconds)
-        record.keep(folder.path, kept, seconds, meter.energy_j(), is_cold)
+        card = train(config, source, folder, clock, reporter, resume=resume)
+        record.keep(folder.path, kept, is_cold)
         shutil.rmtree(part)
     finally:
         folder.release()
-    reporter.console.print(render(replace(card, seconds=seconds, run=str(kept))))
+    reporter.console.print(render(replace(card, run=str(kept))))
     return True
 
 
@@ -223,7 +215,6 @@ def _claim(part: Path, config: "Config") -> "tuple[RunFolder, bool]":
     """The folder of a run, claimed, and whether it has begun."""
     from fastcifar import config as configs
     from fastcifar.atomic import write_atomically
-    from fastcifar.report.meter import SPENT
     from fastcifar.report.run_folder import RunFolder
 
     if not (part / "config.toml").is_file():
@@ -233,8 +224,7 @@ def _claim(part: Path, config: "Config") -> "tuple[RunFolder, bool]":
         return folder, False
     folder = RunFolder.open(part, claim=True)
     if not _can_go_on(folder):
-        # It begins anew: nothing ties it to earlier settings, and what it took before is of no run.
-        (part / SPENT).unlink(missing_ok=True)
+        # It begins anew: nothing ties it to earlier settings.
         write_atomically(folder.config, configs.dumps(config).encode())
     return folder, True
 

@@ -45,6 +45,7 @@ def run(args: Args) -> int:
 
     if importlib.util.find_spec("optuna") is None:
         raise ValueError("optuna is not installed: pip install -e '.[sweep]' in fastcifar's folder")
+    from fastcifar.interruption import FailedError
     from fastcifar.report.progress import Reporter
     from fastcifar.report.tracking import trackers
     from fastcifar.sweeps import outcome, worker
@@ -80,11 +81,11 @@ def run(args: Args) -> int:
             done = studies.tally(study).over
     if done < definition.num_trials:
         print(json.dumps(result))
-        raise ArithmeticError(
+        raise FailedError(
             f"the workers ended after {done} of {definition.num_trials} trials; the same command goes on from there"
         )
     if result["best"] is None:
-        raise ArithmeticError(f"none of {done} trials was complete: their settings cannot be trained, or all diverged")
+        raise FailedError(f"none of {done} trials was complete: their settings cannot be trained, or all diverged")
     print(json.dumps(result))
     return 0
 

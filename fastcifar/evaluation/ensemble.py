@@ -6,16 +6,15 @@ import numpy as np
 
 from fastcifar.evaluation import measures
 from fastcifar.evaluation.finished import Finished
-from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
 
 
-def load_runs(folders: Sequence[RunFolder], reporter: Reporter, *, best: bool = False) -> list[Finished]:
+def load_runs(folders: Sequence[RunFolder], *, best: bool = False) -> list[Finished]:
     """The runs' networks, `best`: of their best validated epochs.
 
     `ValueError` where one tells other classes apart than the first.
     """
-    runs = [Finished.load(folder, reporter, best=best) for folder in folders]
+    runs = [Finished.load(folder, best=best) for folder in folders]
     for run in runs[1:]:
         if run.class_names != runs[0].class_names:
             theirs, first = (f"{len(r.class_names)} classes of {r.dataset}" for r in (run, runs[0]))

@@ -60,7 +60,7 @@ def draw_finished(folder: RunFolder, source: Source, reporter: Reporter) -> list
 
     `source` is the data set that it was trained on. The test set's predictions are those that the run left.
     """
-    run = Finished.load(folder, reporter)
+    run = Finished.load(folder)
     scored = score(run, images_for(run, reporter, None), reporter, predictions=load_predictions(folder.predictions))
     try:
         shown = preview.augmented(

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from fastcifar.data import DataError, Split, locate
+from fastcifar.data import DataError, Split
 from fastcifar.data.errors import refuse
 from fastcifar.data.locate import find
 from fastcifar.evaluation import corruptions, measures
 from fastcifar.evaluation.finished import Finished, read_test_set
 from fastcifar.evaluation.image_files import read_image_folder
+from fastcifar.report.environment import environment
 from fastcifar.report.progress import Reporter
+from fastcifar.training.device import describe
 from fastcifar.training.evaluation import Predictions
 
 NUM_MISTAKES = 10
@@ -102,6 +104,9 @@ class Evaluation:
     calibration: measures.Calibration
     tta_calibration: measures.Calibration
     mistakes: tuple[Mistake, ...]
+    environment: dict[str, object]
+    """Device, versions and revision that the images were scored by."""
+    dtype: str
     corruptions: dict[str, list[float]] | None
     """Accuracy at strengths 1 to 5, by corruption; None where they were not asked for."""
 
@@ -138,7 +143,7 @@ def images_for(run: Finished, reporter: Reporter, data: Path | None, *, resize: 
         split, index = read_test_set(run.config, reporter)
         split = replace(split, source=index.source)
     elif found is not None:
-        split = locate("auto", data).load().test
+        split = found.load().test
     elif data.is_dir():
         split, names = read_image_folder(data, run.class_names, (32, 32), resize=resize)
     else:
@@ -196,6 +201,8 @@ def score(
         calibration=measures.calibration(plain_nk, labels_n),
         tta_calibration=measures.calibration(tta_nk, labels_n),
         mistakes=_mistakes(run.class_names, images, plain_nk),
+        environment=environment(describe(run.device)),
+        dtype=str(run.dtype).removeprefix("torch."),
         corruptions=corrupted_accuracies(run, images, reporter.advance) if with_corruptions else None,
     )
     return Scored(evaluation, images, plain_nk)

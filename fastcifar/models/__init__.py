@@ -53,11 +53,16 @@ def build(
         raise ValueError(f"model.widths: got {list(widths)}, takes whole numbers above 0")
     if dropout is not None and (name not in RESNETS or not RESNETS[name].dropout):
         raise ValueError(f"model.dropout: got {dropout}, {name} has no dropout")
-    network = _resnet(name, num_classes, widths, dropout) if name in RESNETS else _speednet(num_classes, widths)
-    num = num_parameters(network)
-    if max_parameters and num >= max_parameters:
-        raise ValueError(f"model: {name} has {num:,} parameters, model.max_parameters takes under {max_parameters:,}")
-    return network
+    if max_parameters:
+        import torch
+
+        with torch.device("meta"):  # what is too large may not fit into memory either
+            num = num_parameters(_network(name, num_classes, widths, dropout))
+        if num >= max_parameters:
+            raise ValueError(
+                f"model: {name} has {num:,} parameters, model.max_parameters takes under {max_parameters:,}"
+            )
+    return _network(name, num_classes, widths, dropout)
 
 
 def check_side(network: "nn.Module", side: int) -> None:
@@ -78,15 +83,12 @@ def num_parameters(network: "nn.Module") -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _speednet(num_classes: int, widths: tuple[int, ...]) -> "nn.Module":
+def _network(name: str, num_classes: int, widths: tuple[int, ...], dropout: float | None) -> "nn.Module":
+    from fastcifar.models.resnet import ResNet
     from fastcifar.models.speednet import SpeedNet
 
-    return SpeedNet(num_classes, widths) if widths else SpeedNet(num_classes)
-
-
-def _resnet(name: str, num_classes: int, widths: tuple[int, ...], dropout: float | None) -> "nn.Module":
-    from fastcifar.models.resnet import ResNet
-
+    if name not in RESNETS:
+        return SpeedNet(num_classes, widths) if widths else SpeedNet(num_classes)
     spec = RESNETS[name]
     if widths:
         if len(widths) != len(spec.blocks):

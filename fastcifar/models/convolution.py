@@ -86,8 +86,9 @@ class _Winograd(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from fastcifar.kernels import winograd
 
+        images, weight = ctx.saved_tensors
         of_images, of_weight = ctx.needs_input_grad[:2]
-        both = winograd.gradients(*ctx.saved_tensors, gradients[0], ctx.sides, of_images=of_images, of_weight=of_weight)
+        both = winograd.gradients(images, weight, gradients[0], ctx.sides, of_images=of_images, of_weight=of_weight)
         return (*both, None)
 
 

@@ -36,6 +36,9 @@ class Card:
     skipped_steps: int
     target: float | None
     seconds: dict[str, float]
+    """By the clock's parts, of all the processes that the run went on in."""
+    energy_j: float | None
+    """None where the device does not tell."""
     run: str
 
     def to_json(self) -> dict[str, Any]:

@@ -4,24 +4,26 @@ from pathlib import Path
 
 
 def used_j() -> float | None:
-    """Joules since some moment in the past, of the first GPU, else of all CPU packages; None where nobody tells.
+    """Joules since some moment in the past, of the GPU in use, else of all CPU packages; None where nobody tells.
 
     Only differences mean anything. A RAPL counter starts anew after some hundred kilojoules: a difference below zero
     is none.
     """
-    return _gpu_j() or _cpu_j()
+    import torch
+
+    return _gpu_j() if torch.cuda.is_available() else _cpu_j()
 
 
 def _gpu_j() -> float | None:
     import torch
 
-    if not torch.cuda.is_available():
-        return None
     try:
         import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         pynvml.nvmlInit()
-        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(0))) / 1000
+        # NVML counts all GPUs of the machine, torch those that CUDA_VISIBLE_DEVICES leaves.
+        used = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(used)) / 1000
     except Exception:
         return None
 

@@ -1,54 +1,34 @@
 """What a run takes, over all the processes that it goes on in."""
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcifar.atomic import write_atomically
 from fastcifar.report import energy
-from fastcifar.report.card import Card
 from fastcifar.report.run_folder import RunFolder
-from fastcifar.schema import Config
 
 if TYPE_CHECKING:
     from fastcifar.training.clock import Clock
 
-SPENT = "spent.json"
-"""In the folder of a run that goes on: what it took so far."""
-
 
 class Meter:
-    """A listener that notes what the run takes in the run's folder.
+    """Seconds and joules of a run; those of earlier processes are read from the folder of a run that goes on."""
 
-    With each epoch, when the checkpoint has just been written, so that what is done anew after a crash counts once.
-    """
-
-    def __init__(self, run: Path, clock: "Clock") -> None:
-        self._path, self._clock = run / SPENT, clock
+    def __init__(self, folder: RunFolder, clock: "Clock", *, goes_on: bool) -> None:
+        self._path, self._clock = folder.spent, clock
         self._before: dict[str, Any] = {"seconds": {}, "energy_j": 0.0}
-        if self._path.is_file():
+        if goes_on and self._path.is_file():
             self._before = json.loads(self._path.read_text(encoding="utf-8"))
         self._begin_j = energy.used_j()
 
-    def started(self, config: Config, folder: RunFolder) -> None:
-        """Nothing was taken yet."""
-
-    def epoch(self, entry: dict[str, Any]) -> None:
-        """An epoch is over."""
-        self.note()
-
-    def finished(self, card: Card) -> None:
-        """What is taken from now on belongs to no run."""
-
     def note(self) -> None:
-        """Write down what the run took so far."""
-        spent = {"seconds": self.seconds(self._clock.seconds()), "energy_j": self.energy_j()}
+        """Write down what the run took so far: beside each checkpoint, so that what is done anew counts once."""
+        spent = {"seconds": self.seconds(), "energy_j": self.energy_j()}
         write_atomically(self._path, (json.dumps(spent, indent=2) + "\n").encode())
 
-    def seconds(self, here: Mapping[str, float]) -> dict[str, float]:
-        """Those of this process, by the clock's parts and with their sum as `total`, and those of the ones before."""
-        return {name: self._before["seconds"].get(name, 0.0) + here_s for name, here_s in here.items()}
+    def seconds(self) -> dict[str, float]:
+        """By the clock's parts, with their sum as `total`."""
+        return {name: self._before["seconds"].get(name, 0.0) + here_s for name, here_s in self._clock.seconds().items()}
 
     def energy_j(self) -> float | None:
         """None where the device does not tell, or did not."""

@@ -15,6 +15,7 @@ from fastcifar.report.run_folder import RunFolder
 from fastcifar.schema import Config
 
 MIN_RUNS, MAX_P = 10, 0.01
+_ALIKE = ("recipe", "dataset", "device", "dtype", "tta", "epochs", "batch_size")
 KEPT = ("config.toml", "metrics.jsonl", "environment.json", "card.json")
 
 
@@ -49,6 +50,8 @@ class Record:
     """Whether the first run began with empty caches."""
     energy_mean_j: float | None
     """Of a run, where the device tells it."""
+    revisions: tuple[str, ...]
+    """Of the code, all that a run or a part of it was of."""
 
     @property
     def sentence(self) -> str:
@@ -59,6 +62,7 @@ class Record:
             f"{self.kind}: {self.num_runs} runs of {self.recipe} on {self.dataset}, {self.device}: "
             f"{100 * self.tta_accuracy_mean:.2f} %{spread} {with_tta(self.tta)}, target {100 * self.target:g} %{p}; "
             f"{self.counted_mean_s:,.1f} s of training and evaluation, {self.wall} on the clock"
+            + (f"; by {len(self.revisions)} revisions of the code" if len(self.revisions) > 1 else "")
         )
 
     @property
@@ -75,10 +79,11 @@ def take_together(cards: Sequence[dict[str, Any]], target: float, environments: 
 
     `ValueError` where they are not of one recipe, data set and device.
     """
-    for name in ("recipe", "dataset", "device", "tta", "epochs", "batch_size"):
-        if len({str(card[name]) for card in cards}) != 1:
-            found = sorted({str(card[name]) for card in cards})
+    for name in _ALIKE:
+        found = sorted({str(card[name]) for card in cards})
+        if len(found) != 1:
             raise ValueError(f"a record takes runs of one {name}, got {found}: others take another --name")
+    processes = [one for about in environments for one in (about, *about.get("before", []))]
     accuracies = [card["tta_accuracy"] for card in cards]
     plain_mean, plain_deviation = mean_and_deviation([card["accuracy"] for card in cards])
     tta_mean, tta_deviation = mean_and_deviation(accuracies)
@@ -87,7 +92,7 @@ def take_together(cards: Sequence[dict[str, Any]], target: float, environments: 
     if len(cards) >= MIN_RUNS:
         kind = "record" if p_value is not None and p_value < MAX_P else "missed"
     walls_s = [card["seconds"]["total"] for card in cards]
-    energies = [one["energy_j"] for one in environments if one.get("energy_j") is not None]
+    energies = [card["energy_j"] for card in cards if card.get("energy_j") is not None]
     return Record(
         kind=kind,
         recipe=cards[0]["recipe"],
@@ -108,6 +113,7 @@ def take_together(cards: Sequence[dict[str, Any]], target: float, environments: 
         wall_rest_s=statistics.mean(walls_s[1:]) if walls_s[1:] else None,
         first_is_cold=environments[0].get("empty_caches", False),
         energy_mean_j=statistics.mean(energies) if len(energies) == len(cards) else None,
+        revisions=tuple(sorted({one["revision"] for one in processes if "revision" in one})),
     )
 
 
@@ -121,10 +127,9 @@ def check_settings(folder: RunFolder, config: Config) -> None:
         )
 
 
-def keep(run: Path, place: Path, seconds: dict[str, float], energy_j: float | None, is_cold: bool = False) -> None:
+def keep(run: Path, place: Path, is_cold: bool = False) -> None:
     """Copy what a record keeps of a run's folder to `place`, without paths on this machine.
 
-    `seconds` by the clock's parts and `energy_j` are of the whole run: the card knows those of its last process alone.
     `is_cold` says that it began with empty caches.
     """
     place.mkdir(parents=True, exist_ok=True)
@@ -133,13 +138,19 @@ def keep(run: Path, place: Path, seconds: dict[str, float], energy_j: float | No
         if name == "config.toml":
             text = configs.dumps(_without_paths(RunFolder(run).read_config()))
         elif name == "environment.json":
-            about = {key: value for key, value in json.loads(text).items() if key != "command"}
-            text = json.dumps({**about, "energy_j": energy_j, "empty_caches": is_cold}, indent=2) + "\n"
+            about = _without_commands(json.loads(text))
+            text = json.dumps({**about, "empty_caches": is_cold}, indent=2) + "\n"
         elif name == "card.json":
             card = json.loads(text)
-            card |= {"run": place.name, "source": Path(card["source"]).name, "seconds": seconds}
+            card |= {"run": place.name, "source": Path(card["source"]).name}
             text = json.dumps(card, indent=2) + "\n"
         write_atomically(place / name, text.encode())
+
+
+def _without_commands(about: dict[str, Any]) -> dict[str, Any]:
+    """Of a process and of those before it, what says nothing of this machine's paths."""
+    kept = {key: value for key, value in about.items() if key != "command"}
+    return kept | {"before": [_without_commands(one) for one in about["before"]]} if "before" in about else kept
 
 
 def _without_paths(config: Config) -> Config:
@@ -164,6 +175,7 @@ class Peers:
     script: str
     sha256: str
     """Of the script: which version it was."""
+    dataset: str
     runs: dict[str, dict[str, float]]
     """By the seed of our run that each belongs to: accuracy (share, with TTA, as the script evaluates), and seconds by
     the script's own clock."""
@@ -186,18 +198,17 @@ class Peers:
     def sentence(self, record: Record) -> str:
         """The comparison in one line."""
         return (
-            f"beside it: {self.script}, {len(self.runs)} runs: {100 * self.accuracy_mean:.2f} % on {record.dataset} "
-            f"with TTA, "
-            f"{self.mean_s:,.1f} s; ours takes {record.counted_mean_s / self.mean_s:.2f} of its time"
+            f"beside it: {self.script}, {len(self.runs)} runs: {100 * self.accuracy_mean:.2f} % on {self.dataset} "
+            f"with TTA, {self.mean_s:,.1f} s; ours takes {record.counted_mean_s / self.mean_s:.2f} of its time"
         )
 
 
-def read_peers(place: Path, script: Path) -> Peers:
+def read_peers(place: Path, script: Path, dataset: str) -> Peers:
     """The peer's runs that a record has so far. `ValueError` where they are of another script."""
     sha256 = hashlib.sha256(script.read_bytes()).hexdigest()
     path = place / "peer.json"
     if not path.is_file():
-        return Peers(script.name, sha256, {})
+        return Peers(script.name, sha256, dataset, {})
     kept = Peers(**json.loads(path.read_text(encoding="utf-8")))
     if kept.sha256 != sha256:
         raise ValueError(

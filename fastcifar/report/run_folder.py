@@ -9,6 +9,7 @@ checkpoints/         the last few states of the whole run, for --resume
 nonfinite.safetensors    the batch whose loss was not finite, where that stopped the run
 predictions.safetensors  logits, labels and indices of the test set
 card.json            the result
+spent.json           seconds and energy so far, over all processes of the run
 """
 
 import contextlib
@@ -49,6 +50,7 @@ class RunFolder:
         self.nonfinite = path / "nonfinite.safetensors"
         self.predictions = path / "predictions.safetensors"
         self.card = path / "card.json"
+        self.spent = path / "spent.json"
         self.release: Callable[[], object] = lambda: None
         """Ends a claim; does nothing where there is none."""
 

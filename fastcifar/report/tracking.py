@@ -54,6 +54,10 @@ class Guarded:
         """Pass the card on."""
         self._tell(lambda listener: listener.finished(card))
 
+    def ended(self) -> None:
+        """Pass it on that nothing more comes."""
+        self._tell(lambda listener: listener.ended())
+
     def _tell(self, call: "Callable[[Listener], None]") -> None:
         if self._listener is None:
             return
@@ -78,8 +82,6 @@ class TensorBoard:
 
         from fastcifar import config as configs
 
-        if self._writer is not None:
-            self._writer.close()
         self._writer = SummaryWriter(str(folder.path / "tensorboard"))
         self._writer.add_text("config", f"```toml\n{configs.dumps(config)}```")
 
@@ -92,11 +94,15 @@ class TensorBoard:
         self._writer.flush()
 
     def finished(self, card: "Card") -> None:
-        """Write the test scores and close the file."""
+        """Write the test scores."""
         assert self._writer is not None
         for name, value in _scores(card).items():
             self._writer.add_scalar(name, value, self._step)
-        self._writer.close()
+
+    def ended(self) -> None:
+        """Close the file, which is a thread as well."""
+        if self._writer is not None:
+            self._writer.close()
         self._writer = None
 
 
@@ -117,7 +123,7 @@ class WeightsAndBiases:
             dir=str(folder.path.absolute()),
             config=asdict(config),
             mode=mode,
-            # A run that an error ended was never finished; what comes next in the process is another one.
+            # One that an error switched off was never finished; what comes next in the process is another one.
             reinit="finish_previous",
             settings=wandb.Settings(silent=True, console="off", init_timeout=30),
         )
@@ -127,9 +133,14 @@ class WeightsAndBiases:
         self._run.log(_numbers(entry), step=entry["step"])
 
     def finished(self, card: "Card") -> None:
-        """Put the test scores into the run's summary and end it."""
+        """Put the test scores into the run's summary."""
         self._run.summary.update(_scores(card))
-        self._run.finish()
+
+    def ended(self) -> None:
+        """End the run: what comes next in the process is another one."""
+        if self._run is not None:
+            self._run.finish()
+        self._run = None
 
 
 def _installed(name: str) -> bool:

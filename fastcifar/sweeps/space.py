@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcifar import config as configs
-from fastcifar.schema import Config, shown
+from fastcifar.schema import Config, check
 
 if TYPE_CHECKING:
     import optuna
@@ -83,12 +82,12 @@ class Space:
     def __post_init__(self) -> None:
         """Refuse what is no sweep."""
         for name, choices in (("sampler", SAMPLERS), ("pruner", PRUNERS), ("objective", OBJECTIVES)):
-            _check(f"sweep.{name}", getattr(self, name), getattr(self, name) in choices, f"one of {', '.join(choices)}")
+            check(f"sweep.{name}", getattr(self, name), getattr(self, name) in choices, f"one of {', '.join(choices)}")
         for name in ("trials", "seed", "startup_trials"):
-            _check(f"sweep.{name}", getattr(self, name), getattr(self, name) >= 0, "a whole number of at least 0")
-        _check("sweep.heartbeat_s", self.heartbeat_s, self.heartbeat_s > 0, "a whole number above 0")
+            check(f"sweep.{name}", getattr(self, name), getattr(self, name) >= 0, "a whole number of at least 0")
+        check("sweep.heartbeat_s", self.heartbeat_s, self.heartbeat_s > 0, "a whole number above 0")
         takes = "a whole number above 0 (0 is for the grid sampler)"
-        _check("sweep.trials", self.trials, self.trials > 0 or self.sampler == "grid", takes)
+        check("sweep.trials", self.trials, self.trials > 0 or self.sampler == "grid", takes)
 
 
 @dataclass(frozen=True)
@@ -186,8 +185,7 @@ class Definition:
 
 def space_names() -> list[str]:
     """Names of the spaces that come with fastcifar, sorted."""
-    files = resources.files("fastcifar.spaces").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    return configs.toml_names("fastcifar.spaces")
 
 
 def load(space: str) -> Definition:
@@ -195,15 +193,8 @@ def load(space: str) -> Definition:
 
     Raises `ValueError` naming the setting, what it got and what it takes.
     """
-    if space in space_names():
-        text, folder = (resources.files("fastcifar.spaces") / f"{space}.toml").read_text(encoding="utf-8"), Path()
-    elif space.endswith(".toml"):
-        if not Path(space).exists():
-            raise ValueError(f"SPACE: {space} is not there, takes a .toml file or one of: {', '.join(space_names())}")
-        text, folder = Path(space).read_text(encoding="utf-8"), Path(space).parent
-    else:
-        raise ValueError(f"SPACE: got {space!r}, takes a .toml file or one of: {', '.join(space_names())}")
-    return parse(text, name=Path(space).stem, folder=folder, where=space)
+    text = configs.read_toml(space, "fastcifar.spaces", "SPACE")
+    return parse(text, name=Path(space).stem, folder=Path(space).parent, where=space)
 
 
 def parse(text: str, *, name: str, folder: Path = Path(), where: str = "sweep") -> Definition:
@@ -214,8 +205,8 @@ def parse(text: str, *, name: str, folder: Path = Path(), where: str = "sweep") 
         raise ValueError(f"{where}: not TOML: {error}") from None
     fixed, domains = tree.pop("fixed", {}), tree.pop("space", {})
     space: Space = configs.build(Space, {"name": name, **tree}, "sweep")
-    _check("sweep.fixed", fixed, isinstance(fixed, dict), "a section of settings")
-    _check("sweep.space", domains, isinstance(domains, dict) and domains != {}, "a section for each searched setting")
+    check("sweep.fixed", fixed, isinstance(fixed, dict), "a section of settings")
+    check("sweep.space", domains, isinstance(domains, dict) and domains != {}, "a section for each searched setting")
     space = replace(space, fixed=fixed, space={key: _domain(key, domain) for key, domain in domains.items()})
     recipe = str(folder / space.recipe) if (folder / space.recipe).is_file() else space.recipe
     base = tomllib.loads(configs.dumps(configs.load(recipe)))
@@ -230,7 +221,7 @@ def _check_settings(definition: Definition) -> None:
     """Refuse settings that no recipe has, values that they do not take, and a sweep that would see the test set."""
     validation = definition.config.data.validation
     takes = "a share or a count above 0: a sweep tunes on the validation split only"
-    _check("data.validation", validation, validation > 0, takes)
+    check("data.validation", validation, validation > 0, takes)
     for key, domain in definition.space.space.items():
         if key in ("seed", "name", "summary") or key.split(".")[0] == "data":
             raise ValueError(f"space.{key}: trials are compared on one split of one data set, takes other settings")
@@ -240,8 +231,8 @@ def _check_settings(definition: Definition) -> None:
                 number = int(value)
             configs.build(Config, _put(definition.tree, key, number), "")
         if not domain.choices and domain.step is not None and definition.is_whole(key):
-            _check(f"space.{key}.step", domain.step, domain.step == int(domain.step), "a whole number, as the setting")
-    _check(
+            check(f"space.{key}.step", domain.step, domain.step == int(domain.step), "a whole number, as the setting")
+    check(
         "sweep.pruner",
         definition.space.pruner,
         definition.space.pruner == "none" or definition.most_epochs > 1,
@@ -258,20 +249,20 @@ def _domain(key: str, tree: Any) -> Domain:
         raise ValueError(f'{path}: takes the whole setting in quotes: [space."{key}.{inner}"]')
     choices = tree.pop("choices", []) if isinstance(tree, dict) else []
     domain: Domain = configs.build(Domain, tree, path)
-    _check(f"{path}.choices", choices, isinstance(choices, list), "a list")
+    check(f"{path}.choices", choices, isinstance(choices, list), "a list")
     domain = replace(domain, choices=tuple(choices))
     is_range = domain.low is not None and domain.high is not None
-    _check(path, tree, is_range != bool(choices), "low and high, or choices")
+    check(path, tree, is_range != bool(choices), "low and high, or choices")
     if choices:
-        _check(path, tree, tree == {}, "choices alone, without low, high, log or step")
-        _check(f"{path}.choices", choices, len(domain.labels) == len(choices), "values that differ")
+        check(path, tree, tree == {}, "choices alone, without low, high, log or step")
+        check(f"{path}.choices", choices, len(domain.labels) == len(choices), "values that differ")
         return domain
     assert domain.low is not None
     assert domain.high is not None
-    _check(f"{path}.high", domain.high, domain.high >= domain.low, f"a number of at least low, {domain.low:g}")
-    _check(f"{path}.low", domain.low, domain.low > 0 or not domain.log, "a number above 0, for a log range")
-    _check(f"{path}.step", domain.step, domain.step is None or domain.step > 0, "a number above 0")
-    _check(f"{path}.step", domain.step, domain.step is None or not domain.log, "nothing, for a log range")
+    check(f"{path}.high", domain.high, domain.high >= domain.low, f"a number of at least low, {domain.low:g}")
+    check(f"{path}.low", domain.low, domain.low > 0 or not domain.log, "a number above 0, for a log range")
+    check(f"{path}.step", domain.step, domain.step is None or domain.step > 0, "a number above 0")
+    check(f"{path}.step", domain.step, domain.step is None or not domain.log, "nothing, for a log range")
     return domain
 
 
@@ -299,16 +290,5 @@ def _get(tree: Mapping[str, Any], key: str) -> Any:
 def _put(tree: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """A copy of the tree with one setting in it."""
     copy = deepcopy(dict(tree))
-    section = copy
-    *path, last = key.split(".")
-    for part in path:
-        section = section.setdefault(part, {})
-        if not isinstance(section, dict):
-            raise ValueError(f"{key}: {part!r} is a value, not a section")
-    section[last] = value
+    configs.put(copy, key, value)
     return copy
-
-
-def _check(name: str, value: object, ok: bool, takes: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}: got {shown(value)}, takes {takes}")

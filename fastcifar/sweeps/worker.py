@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import TrialState
 
 from fastcifar.data import DataError, Source
-from fastcifar.interruption import InterruptedRunError
+from fastcifar.interruption import FailedError, InterruptedRunError
 from fastcifar.report.card import Card
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
@@ -93,7 +93,7 @@ def main(job: Job) -> None:
         sys.exit(130)
     except InterruptedRunError as error:
         sys.exit(error.exit_code)
-    except (ValueError, OSError, ArithmeticError, optuna.exceptions.OptunaError) as error:
+    except (ValueError, OSError, FailedError, optuna.exceptions.OptunaError) as error:
         if os.environ.get("FASTCIFAR_TRACEBACK"):
             raise
         print("fastcifar sweep: a worker ended:", " ".join(str(error).split()), file=sys.stderr, flush=True)
@@ -156,6 +156,8 @@ class _Objective:
             message = "stopped; the trial is back in the queue, and the same command goes on"
             raise InterruptedRunError(message, error.exit_code) from None
         finally:
+            for listener in listeners:
+                listener.ended()
             forget_compiled()
         assert trained.validation_accuracy is not None  # a space without a validation split is refused
         return trained.validation_accuracy
@@ -197,6 +199,9 @@ class _Pruning:
 
     def finished(self, card: Card) -> None:
         """A trial has no card."""
+
+    def ended(self) -> None:
+        """Nothing was opened."""
 
 
 class _Quiet(Reporter):

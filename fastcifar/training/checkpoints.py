@@ -18,9 +18,9 @@ from fastcifar.data.errors import quote
 from fastcifar.training.evaluation import Predictions
 from fastcifar.training.loop import State
 from fastcifar.training.schedules import Plateau
-from fastcifar.training.tally import Tally
+from fastcifar.training.tally import NonFiniteLossError, Tally
 
-FORMAT = "fastcifar-checkpoint-2"
+FORMAT = "fastcifar-checkpoint-3"
 PREFIX = "step"
 
 
@@ -142,7 +142,13 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def save_latest(folder: Path, state: State, config: str, keep: int) -> Path:
-    """Write a checkpoint into a folder and remove all but the last `keep`."""
+    """Write a checkpoint into a folder and remove all but the last `keep`.
+
+    `NonFiniteLossError`, and nothing is written, where a weight is not finite: what goes on from there is lost.
+    """
+    for name, weight in state.network.named_parameters():
+        if not weight.isfinite().all():
+            raise NonFiniteLossError(f"{name} is not finite after step {state.step}", state.step)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{PREFIX}{state.step:09d}.safetensors"
     save_checkpoint(path, state, config)

@@ -1,4 +1,4 @@
-"""What the run computes on: device, dtype, threads, and a memory allocator that keeps what it has."""
+"""What a run computes on: device, dtype, threads, and a memory allocator that keeps what it has."""
 
 import ctypes
 import platform
@@ -8,6 +8,16 @@ import torch
 from fastcifar.schema import TrainConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def set_up(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
+    """Set the process up for a network trained by these settings; the device and dtype that it computes in."""
+    keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = pick_device()
+    use_tensor_cores(device)
+    return device, pick_dtype(config, device)
 
 
 def pick_device() -> torch.device:
@@ -50,8 +60,8 @@ def describe(device: torch.device) -> str:
     return f"{cpu.get('cpu_name') or platform.machine()}, {num} {'thread' if num == 1 else 'threads'}, {units}"
 
 
-def keep_freed_memory() -> bool:
-    """Have glibc keep freed memory instead of returning it to the system after every step; False where it cannot.
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory instead of returning it to the system after every step; nothing without glibc.
 
     A step frees and takes the same few hundred megabytes again. By default glibc maps blocks of this size afresh each
     time, and the system clears every page: that was a quarter of a training step (bench/LOG.md).
@@ -60,6 +70,7 @@ def keep_freed_memory() -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return False
+        return
     settings = ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28))
-    return all(mallopt(name, value) == 1 for name, value in settings)
+    for name, value in settings:
+        mallopt(name, value)

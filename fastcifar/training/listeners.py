@@ -18,3 +18,6 @@ class Listener(Protocol):
 
     def finished(self, card: Card) -> None:
         """The run is trained, scored and written down."""
+
+    def ended(self) -> None:
+        """Nothing more comes of this run, however it went: let go of what was opened for it."""

@@ -1,9 +1,12 @@
 """What to say when memory runs out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
+
+from fastcifar.training.device import describe
 
 
 class OutOfMemoryError(ValueError):
@@ -13,6 +16,17 @@ class OutOfMemoryError(ValueError):
 def ran_out_of_memory(error: RuntimeError) -> bool:
     """Whether the error is torch's way of saying so; on a CPU it has no class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
+def told_of_memory(why: str, device: torch.device) -> Iterator[None]:
+    """Where memory runs out in the body, say so by an `OutOfMemoryError`, and `why`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(f"out of memory on {describe(device)} {why}") from None
 
 
 def fits(work: Callable[[], object]) -> bool:

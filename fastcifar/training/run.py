@@ -2,11 +2,11 @@
 
 import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.models import convolution
 from fastcifar.report.card import Card
 from fastcifar.report.environment import environment
+from fastcifar.report.meter import Meter
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
 from fastcifar.schema import Config
@@ -50,6 +51,7 @@ class Trained:
     validation_accuracy: float | None
     """Of the last epoch; None where nothing is held out."""
     skipped_steps: int
+    meter: Meter
 
 
 def fit(
@@ -67,14 +69,15 @@ def fit(
     Raises what `run` does.
     """
     session = Session.prepare(config, source, clock, reporter)
-    if resume:
-        _warn_of_other_machine(folder, describe(session.device), reporter)
-    about = environment(describe(session.device))
+    goes_on = resume and bool(checkpoints.checkpoint_paths(folder.checkpoints))
+    meter = Meter(folder, clock, goes_on=goes_on)
+    about = environment(describe(session.device)) | {"pixels_sha256": session.index.pixels_sha256}
+    if goes_on:
+        about["before"] = _processes_before(folder, about, reporter)
     write_atomically(folder.environment, (json.dumps(about, indent=2) + "\n").encode())
     with clock.part("compile"):
         kernels.prepare(session.device)
         convolution.prepare(session.device, session.dtype)
-    goes_on = resume and bool(checkpoints.checkpoint_paths(folder.checkpoints))
     with clock.part("load"):
         train_rows_n, validation_rows_n = session.split_rows()
         network = session.network()
@@ -90,15 +93,10 @@ def fit(
             if not fits(partial(_warm_up, network, forward, pipeline, session, clock)):
                 raise OutOfMemoryError(_memory_sentence(session, state, pipeline))
         if resume:
-            if goes_on:
-                used, wrong = checkpoints.load_latest(folder.checkpoints, state)
-                for sentence in wrong:
-                    reporter.line(f"passed over: {sentence}")
-                reporter.line(f"going on from {used}")
-            else:
-                reporter.line("beginning anew: the run stopped before its first checkpoint")
-            folder.keep_metrics_until(state.step)
-        training = _Training(session, state, forward, pipeline, folder, clock, reporter, validation_rows_n, listeners)
+            _restore(state, folder, reporter, goes_on=goes_on)
+        training = _Training(
+            session, state, forward, pipeline, folder, clock, meter, reporter, validation_rows_n, listeners
+        )
         for listener in listeners:
             listener.started(config, folder)
         training.run()
@@ -112,6 +110,7 @@ def fit(
         last.get("accuracy"),
         last.get("validation_accuracy"),
         state.skipped_steps,
+        meter,
     )
 
 
@@ -130,6 +129,22 @@ def run(
     `source` is the data set. Raises `ValueError` (a wrong setting or unusable data), `NonFiniteLossError`,
     `OutOfMemoryError`, and `InterruptedRunError` after Ctrl-C or SIGTERM, when a checkpoint is written.
     """
+    try:
+        return _run(config, source, folder, clock, reporter, resume, listeners)
+    finally:
+        for listener in listeners:
+            listener.ended()
+
+
+def _run(
+    config: Config,
+    source: data.Source,
+    folder: RunFolder,
+    clock: Clock,
+    reporter: Reporter,
+    resume: bool,
+    listeners: Sequence[Listener],
+) -> Card:
     trained = fit(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
     session, network = trained.session, trained.network
     with clock.part("evaluate"):
@@ -142,7 +157,7 @@ def run(
         dataset=session.index.dataset,
         num_train=trained.num_train,
         num_test=len(predictions.labels),
-        source=session.index.source,
+        source=str(source.path or session.index.source),
         device=describe(session.device),
         dtype=str(session.dtype).removeprefix("torch."),
         compiled=trained.compiled,
@@ -160,10 +175,12 @@ def run(
         validation_accuracy=trained.validation_accuracy,
         skipped_steps=trained.skipped_steps,
         target=config.target / 100 if config.target else None,
-        seconds=clock.seconds(),
+        seconds=trained.meter.seconds(),
+        energy_j=trained.meter.energy_j(),
         run=str(folder.path),
     )
     write_atomically(folder.card, (json.dumps(card.to_json(), indent=2) + "\n").encode())
+    trained.meter.note()
     for listener in listeners:
         listener.finished(card)
     return card
@@ -179,6 +196,7 @@ class _Training:
     pipeline: "Pipeline"
     folder: RunFolder
     clock: Clock
+    meter: Meter
     reporter: Reporter
     validation_rows_n: "np.ndarray | None"
     listeners: Sequence[Listener]
@@ -190,7 +208,7 @@ class _Training:
         with StopRequest() as request:
             hooks = loop.Hooks(self._on_step, self._on_epoch, lambda: request.signal_number > 0, self._ends_early)
             try:
-                over: bool | None
+                ran_out = over = False
                 with self.clock.part("train"):
                     over = loop.train(state, self.forward, self.pipeline, config, self.session.dtype, hooks)
             except NonFiniteLossError as error:
@@ -205,12 +223,13 @@ class _Training:
             except RuntimeError as error:
                 if not ran_out_of_memory(error):
                     raise
-                over = None
-            if over is None:
+                ran_out = True
+            if ran_out:
                 # Out of the handler: within it the traceback holds the failed step's tensors, beside which less fits.
                 raise OutOfMemoryError(_memory_sentence(self.session, state, self.pipeline))
             if not over:
                 path = self._save()
+                self.meter.note()
                 raise InterruptedRunError(
                     f"stopped after step {state.step}, all of it kept in {path}; "
                     f"go on with: fastcifar train --resume {self.folder.path}",
@@ -233,6 +252,7 @@ class _Training:
         if config.train.checkpoint_epochs and report.epoch % config.train.checkpoint_epochs == 0:
             with self.clock.part("other"):
                 self._save()
+            self.meter.note()
         for listener in self.listeners:
             listener.epoch(entry)
 
@@ -274,14 +294,34 @@ class _Training:
         checkpoints.save_tensors(self.folder.nonfinite, tensors, {"step": step, "epoch": epoch + 1})
 
 
-def _warn_of_other_machine(folder: RunFolder, device: str, reporter: Reporter) -> None:
-    """Say where a resumed run may not repeat the bits of one that never stopped."""
+def _processes_before(folder: RunFolder, now: Mapping[str, Any], reporter: Reporter) -> list[dict[str, Any]]:
+    """The surroundings of the processes that a run goes on from, oldest first.
+
+    Says where its bits may not be those of a run that never stopped. `ValueError` where the images are others.
+    """
     try:
-        before = json.loads(folder.environment.read_text(encoding="utf-8"))["device"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    if before != device:
-        reporter.line(f"the run began on {before}, and goes on on {device}: its last bits may differ")
+        last = json.loads(folder.environment.read_text(encoding="utf-8"))
+        before = [*last.pop("before", []), last]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
+    if last.get("pixels_sha256", now["pixels_sha256"]) != now["pixels_sha256"]:
+        raise ValueError(f"{folder.path}: the run began with other images or labels than those found now")
+    for what, name in (("on", "device"), ("at revision", "revision"), ("with", "versions")):
+        if name in last and last[name] != now[name]:
+            reporter.line(f"the run began {what} {last[name]}, goes on {what} {now[name]}: its last bits may differ")
+    return before
+
+
+def _restore(state: loop.State, folder: RunFolder, reporter: Reporter, *, goes_on: bool) -> None:
+    """Put the last whole checkpoint back, where the run has one to go on from, and the metrics as they were then."""
+    if goes_on:
+        used, wrong = checkpoints.load_latest(folder.checkpoints, state)
+        for sentence in wrong:
+            reporter.line(f"passed over: {sentence}")
+        reporter.line(f"going on from {used}")
+    else:
+        reporter.line("beginning anew: the run stopped before its first checkpoint")
+    folder.keep_metrics_until(state.step)
 
 
 def _teacher(session: Session) -> nn.Module | None:

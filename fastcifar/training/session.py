@@ -13,9 +13,9 @@ from fastcifar import artefacts, data, kernels, models, pipelines
 from fastcifar.report.progress import Reporter
 from fastcifar.schema import Config, DataConfig, ModelConfig
 from fastcifar.training.clock import Clock
-from fastcifar.training.device import describe, keep_freed_memory, pick_device, pick_dtype, use_tensor_cores
+from fastcifar.training.device import set_up
 from fastcifar.training.evaluation import Predictions, predict
-from fastcifar.training.memory import OutOfMemoryError, ran_out_of_memory
+from fastcifar.training.memory import told_of_memory
 
 WHITENING_IMAGES = 5000
 
@@ -33,15 +33,11 @@ class Session:
     @classmethod
     def prepare(cls, config: Config, source: data.Source, clock: Clock, reporter: Reporter) -> "Session":
         """Set the process up for the run and find or convert the artefact that its pipeline reads."""
-        keep_freed_memory()
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
+        device, dtype = set_up(config.train)
         with clock.part("convert"):
             wanted = pipelines.needs(config.pipeline.name)
             artefact = artefacts.cached(source, wanted, on_progress=partial(reporter.advance, "converting"))
-        device = pick_device()
-        use_tensor_cores(device)
-        return cls(config, artefact, artefacts.read_index(artefact), device, pick_dtype(config.train, device))
+        return cls(config, artefact, artefacts.read_index(artefact), device, dtype)
 
     def training_pipeline(self, rows_n: np.ndarray | None) -> pipelines.Pipeline:
         """Augmented batches of the training images, or of the given rows of them."""
@@ -55,6 +51,7 @@ class Session:
             device=self.device,
             seed=self.config.seed,
             rows=rows_n,
+            streaming=self.config.pipeline.streaming,
         )
 
     def predictions(self, network: nn.Module, part: str, tta: str, rows_n: np.ndarray | None = None) -> Predictions:
@@ -70,16 +67,11 @@ class Session:
             shuffle=False,
             drop_last=False,
             rows=rows_n,
+            streaming=self.config.pipeline.streaming,
         ) as pipeline:
-            try:
+            less = f"less takes: --set evaluate.batch_size={max(1, batch_size // 2)}"
+            with told_of_memory(f"with evaluate.batch_size {batch_size}; {less}", self.device):
                 return predict(network, pipeline.epoch(0), tta, self.dtype)
-            except RuntimeError as error:
-                if not ran_out_of_memory(error):
-                    raise
-                raise OutOfMemoryError(
-                    f"out of memory on {describe(self.device)} with evaluate.batch_size {batch_size}; "
-                    f"less takes: --set evaluate.batch_size={max(1, batch_size // 2)}"
-                ) from None
 
     def network(self) -> nn.Module:
         """The run's network as the seed initialises it, on the device, channels-last; a whitening stem is set."""
@@ -107,12 +99,12 @@ class Session:
         """Rows to train on and rows held out for validation; (None, None) where none are."""
         if not self.config.data.validation:
             return None, None
-        labels_n = artefacts.read(self.artefact, "train").labels_n
+        labels_n = artefacts.read_labels(self.artefact, "train")
         return data.stratified_rows(labels_n, self.config.data.validation, self.config.seed)
 
     def _first_images(self) -> Tensor:
         """The first training images, normalised, float32 [n, 3, h, w]."""
-        images_nhwc = np.ascontiguousarray(artefacts.read(self.artefact, "train").images_nhwc[:WHITENING_IMAGES])
+        images_nhwc = artefacts.read_first(self.artefact, "train", WHITENING_IMAGES)
         height, width = images_nhwc.shape[1:3]
         rows_n = np.arange(len(images_nhwc))
         plan = kernels.draw_plan(kernels.Augmentation(), seed=0, epoch=0, indices_n=rows_n, height=height, width=width)

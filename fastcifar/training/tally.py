@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastcifar.interruption import FailedError
 
-class NonFiniteLossError(ArithmeticError):
+
+class NonFiniteLossError(FailedError):
     """The loss became infinite or not a number at `step` (counted from 1), after which no step is worth taking."""
 
     def __init__(self, message: str, step: int) -> None:
@@ -57,6 +59,7 @@ class Tally:
         self.losses: list[Tensor] = []
         self.correct: list[Tensor] = []
         self.num_images = 0
+        self.num_steps = 0
         self.seconds_s = 0.0
         self._last_step = 0
         self._num_checked = 0
@@ -69,6 +72,7 @@ class Tally:
 
     def add(self, taken: Taken, step: int) -> None:
         """Take in a step."""
+        self.num_steps += 1
         if not taken.skipped:
             self.losses.append(taken.loss)
             self.correct.append((taken.logits.argmax(1) == taken.labels).sum())
@@ -84,7 +88,6 @@ class Tally:
         self.check()
         now_s = time.perf_counter()
         self.seconds_s, self._since_s = self.seconds_s + now_s - self._since_s, now_s
-        num = max(1, len(self.losses))
         return EpochReport(
             epoch=epoch + 1,
             step=self._last_step,
@@ -93,7 +96,7 @@ class Tally:
             lr=self._lr,
             images_s=self.num_images / self.seconds_s,
             seconds=self.seconds_s,
-            left_s=(num_steps - self._last_step) * self.seconds_s / num,
+            left_s=(num_steps - self._last_step) * self.seconds_s / max(1, self.num_steps),
         )
 
     def check(self) -> None:
@@ -109,7 +112,7 @@ class Tally:
         """The sums, as a checkpoint within an epoch keeps them."""
         if not self.losses:
             return {}
-        counts = torch.tensor([self.num_images, self.seconds_s], dtype=torch.float64)
+        counts = torch.tensor([self.num_images, self.num_steps, self.seconds_s], dtype=torch.float64)
         return {"losses": torch.stack(self.losses), "correct": torch.stack(self.correct), "counts": counts}
 
     @classmethod
@@ -119,8 +122,8 @@ class Tally:
         if tensors:
             tally.losses = list(tensors["losses"].to(device).unbind())
             tally.correct = list(tensors["correct"].to(device).unbind())
-            num_images, tally.seconds_s = tensors["counts"].tolist()
-            tally.num_images = int(num_images)
+            num_images, num_steps, tally.seconds_s = tensors["counts"].tolist()
+            tally.num_images, tally.num_steps = int(num_images), int(num_steps)
         return tally
 
 

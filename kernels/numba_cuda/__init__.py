@@ -3,11 +3,11 @@
 Nothing outside this package knows Numba's CUDA target, be it Numba's own or the numba-cuda package; it is imported
 where images lie on a GPU, or under NUMBA_ENABLE_CUDASIM=1. Its arithmetic is that of reference.py.
 
-A launch can be captured in a CUDA graph once it has run for the same settings; the captured seed and epoch are then
-fixed.
+A launch can be captured in a CUDA graph once it has run for the same settings and number of images; the captured seed
+and epoch are then fixed.
 """
 
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,14 +15,14 @@ from numba import cuda
 
 from fastcifar.kernels import checks
 from fastcifar.kernels.numba_cuda.draw import config
-from fastcifar.kernels.numba_cuda.pixels import NUM_THREADS, kernel
+from fastcifar.kernels.numba_cuda.pixels import NUM_THREADS, compiled_kernel
 from fastcifar.kernels.plan import (
     FLOAT32,
     NUM_SETTING_INTS,
     Plan,
     beta_tables,
     is_reflect,
-    partners_on,
+    partners,
     settings_for,
 )
 from fastcifar.kernels.settings import Augmentation, Normalisation
@@ -152,8 +152,10 @@ def _int64(name: str, values: Any, device: Any, num_images: int | None) -> "torc
     return torch.from_numpy(array).to(device)
 
 
-# What a launch reads besides its arguments is kept for ever: a captured CUDA graph goes on reading it, at the same
-# addresses, and its memory must not go to others. For each settings that is some 33 KB.
+# What a launch reads besides its arguments, and what its callers share, is kept for ever: a captured CUDA graph goes on
+# reading it, at the same addresses, and its memory must not go to others. For each settings that is some 33 KB, and 8
+# bytes an image for each size of batch. It is made in main memory and copied, which unlike filling is over on return:
+# the next launch, or caller, may be on any stream.
 
 
 @cache
@@ -161,7 +163,6 @@ def _bad_rows(device: Any) -> "torch.Tensor":
     """Flag of a device, int32 [1]: whether a row was outside."""
     import torch
 
-    # Copied, which unlike filling is over on return: the next launch may be on any stream.
     return torch.zeros(1, dtype=torch.int32).to(device)
 
 
@@ -171,10 +172,12 @@ def _stream(device: Any, pointer: int) -> Any:
     return cuda.external_stream(pointer)
 
 
-@lru_cache(maxsize=64)
+@cache
 def _partners(device: Any, num_images: int) -> "torch.Tensor":
     """plan.partners on the device, so that a batch takes one launch alone."""
-    return partners_on(device, num_images)
+    import torch
+
+    return torch.from_numpy(partners(num_images)).to(device)
 
 
 @cache
@@ -241,11 +244,11 @@ def _launch(
     results = [weights, out16, pairs, out32, _bad_rows(device)]
     arguments = (*_arrays(arrays), np.uint64(seed), np.uint64(epoch), *_arrays(results))
     if config.ENABLE_CUDASIM:
-        kernel[len(rows), NUM_THREADS](*arguments)
+        compiled_kernel()[len(rows), NUM_THREADS](*arguments)
         return batch, weights
     with torch.cuda.device(device), cuda.gpus[device.index]:
         stream = _stream(device, torch.cuda.current_stream(device).cuda_stream)
-        kernel[len(rows), NUM_THREADS, stream](*arguments)
+        compiled_kernel()[len(rows), NUM_THREADS, stream](*arguments)
     return batch, weights
 
 

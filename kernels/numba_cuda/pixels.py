@@ -4,6 +4,9 @@ Everything that asks which thread it is, waits for others or shares memory with 
 simulator runs a kernel by putting its own `cuda` in the place of the one in the kernel's module.
 """
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 from numba import cuda
 
@@ -41,7 +44,9 @@ _THREE, _FIVE = _F(3), _F(5)
 _RED, _GREEN, _BLUE = GREY
 _POSITION_MASK, _POSITION = (1 << POSITION_BITS) - 1, _F(2.0**-POSITION_BITS)
 _TILE_VALUES = 3 * TILE_PIXELS
-_BOTH_INTS, _BOTH_FLOATS = 2 * NUM_INTS, 2 * NUM_FLOATS
+# Cosine and sine of a plan's rotation, the same for all pixels.
+_NUM_TURNS = 2
+_BOTH_INTS, _BOTH_FLOATS, _BOTH_TURNS = 2 * NUM_INTS, 2 * NUM_FLOATS, 2 * _NUM_TURNS
 
 # Columns of the settings on the device: those of plan.Settings, and then these; three columns of _SCALE and of _SHIFT.
 _REFLECT, _KIND, _NUM_IMAGES = NUM_SETTING_INTS, NUM_SETTING_INTS + 1, NUM_SETTING_INTS + 2
@@ -67,8 +72,7 @@ def _between(low, high, part):
 
 
 @cuda.jit(device=True)
-def _rotated(images, base, y, x, degrees, setting_ints):
-    cosine, sine = _turn(degrees)
+def _rotated(images, base, y, x, cosine, sine, setting_ints):
     height, width = setting_ints[SETTING_HEIGHT], setting_ints[SETTING_WIDTH]
     y_doubled, x_doubled = 2 * y - (height - 1), 2 * x - (width - 1)
     y_position = sine * x_doubled + cosine * y_doubled + ((height - 1) << TURN_BITS)
@@ -125,7 +129,7 @@ def _blended_with(colour, grey, factor):
 
 
 @cuda.jit(device=True)
-def _pixel(images, base, y, x, setting_ints, setting_floats, ints, at_i, floats, at_f):
+def _pixel(images, base, y, x, setting_ints, setting_floats, ints, at_i, floats, at_f, turns, at_t):
     """The three values at (y, x) of an image, all but mixed."""
     if (
         ints[at_i + CUTOUT] <= y < ints[at_i + CUTOUT + 2] and ints[at_i + CUTOUT + 1] <= x < ints[at_i + CUTOUT + 3]
@@ -134,7 +138,7 @@ def _pixel(images, base, y, x, setting_ints, setting_floats, ints, at_i, floats,
     source_y = y + ints[at_i + SHIFT_Y]
     source_x = (setting_ints[SETTING_WIDTH] - 1 - x if ints[at_i + FLIP] != 0 else x) + ints[at_i + SHIFT_X]
     if floats[at_f + ROTATION] != _ZERO:
-        red, green, blue = _rotated(images, base, source_y, source_x, floats[at_f + ROTATION], setting_ints)
+        red, green, blue = _rotated(images, base, source_y, source_x, turns[at_t], turns[at_t + 1], setting_ints)
     else:
         place = _fetch(images, base, source_y, source_x, setting_ints)
         red = green = blue = _ZERO
@@ -181,9 +185,23 @@ def _mixed(own, other, weight, rest):
 
 @cuda.jit(device=True)
 def _plan_of(
-    who, indices, setting_ints, setting_floats, tables, plan_ints, plan_floats, seed, epoch, ints, at_i, floats, at_f
+    who,
+    indices,
+    setting_ints,
+    setting_floats,
+    tables,
+    plan_ints,
+    plan_floats,
+    seed,
+    epoch,
+    ints,
+    at_i,
+    floats,
+    at_f,
+    turns,
+    at_t,
 ):
-    """Draw the plan of the image at position who or, where there are no indices, read it."""
+    """Draw the plan of the image at position who or, where there are no indices, read it; and work out its turn."""
     if indices.shape[0] > 0:
         draw(
             _U(indices[who]),
@@ -203,19 +221,30 @@ def _plan_of(
             ints[at_i + column] = plan_ints[who * NUM_INTS + column]
         for column in range(NUM_FLOATS):
             floats[at_f + column] = plan_floats[who * NUM_FLOATS + column]
+    if floats[at_f + ROTATION] != _ZERO:
+        cosine, sine = _turn(floats[at_f + ROTATION])
+        turns[at_t] = cosine
+        turns[at_t + 1] = sine
 
 
 @cuda.jit(device=True)
-def _shown(images, base, partner_base, y, x, setting_ints, setting_floats, ints, floats):
+def _partner_pixel(images, base, y, x, setting_ints, setting_floats, ints, floats, turns):
+    return _pixel(
+        images, base, y, x, setting_ints, setting_floats, ints, NUM_INTS, floats, NUM_FLOATS, turns, _NUM_TURNS
+    )
+
+
+@cuda.jit(device=True)
+def _shown(images, base, partner_base, y, x, setting_ints, setting_floats, ints, floats, turns):
     """The three values at (y, x), mixed."""
     y0, x0, y1, x1 = ints[CUTMIX], ints[CUTMIX + 1], ints[CUTMIX + 2], ints[CUTMIX + 3]
     has_box = y0 < y1 and x0 < x1
     if has_box and y0 <= y < y1 and x0 <= x < x1:
-        return _pixel(images, partner_base, y, x, setting_ints, setting_floats, ints, NUM_INTS, floats, NUM_FLOATS)
-    red, green, blue = _pixel(images, base, y, x, setting_ints, setting_floats, ints, 0, floats, 0)
+        return _partner_pixel(images, partner_base, y, x, setting_ints, setting_floats, ints, floats, turns)
+    red, green, blue = _pixel(images, base, y, x, setting_ints, setting_floats, ints, 0, floats, 0, turns, 0)
     weight = floats[WEIGHT]
     if weight < _ONE and not has_box:
-        r, g, b = _pixel(images, partner_base, y, x, setting_ints, setting_floats, ints, NUM_INTS, floats, NUM_FLOATS)
+        r, g, b = _partner_pixel(images, partner_base, y, x, setting_ints, setting_floats, ints, floats, turns)
         rest = _ONE - weight
         return _mixed(red, r, weight, rest), _mixed(green, g, weight, rest), _mixed(blue, b, weight, rest)
     return red, green, blue
@@ -239,12 +268,22 @@ def _write(tile, count, first, kind, out16, pairs, out32):
             out16[first + value] = np.int16(half - ((half >> 15) << 16))
 
 
-# Compiled for these types, of the arguments in order, when this module is imported: a launch does not look at its
-# arguments' types, which takes longer than a small batch.
-@cuda.jit(
+# Types of the kernel's arguments, in order.
+SIGNATURE = (
     "void(uint8[::1], int64[::1], int64[::1], int64[::1], float32[::1], float32[::1], int32[::1], float32[::1], "
     "uint64, uint64, float32[::1], int16[::1], int32[::1], float32[::1], int32[::1])"
 )
+
+
+@cache
+def compiled_kernel() -> Any:
+    """The kernel, compiled when it is first asked for, on the current GPU, for one set of types.
+
+    A launch then does not look at its arguments' types, which takes longer than a small batch.
+    """
+    return cuda.jit(SIGNATURE)(kernel)
+
+
 def kernel(
     images,
     rows,
@@ -268,11 +307,26 @@ def kernel(
     # One a line: Numba's simulator tells shared arrays apart by their lines.
     ints = cuda.shared.array(_BOTH_INTS, np.int32)
     floats = cuda.shared.array(_BOTH_FLOATS, np.float32)
+    turns = cuda.shared.array(_BOTH_TURNS, np.int64)
     tile = cuda.shared.array(_TILE_VALUES, np.float32)
     # Two threads, of different warps where there are any, look after the image's plan and its partner's.
     if thread == 0:
         _plan_of(
-            i, indices, setting_ints, setting_floats, tables, plan_ints, plan_floats, seed, epoch, ints, 0, floats, 0
+            i,
+            indices,
+            setting_ints,
+            setting_floats,
+            tables,
+            plan_ints,
+            plan_floats,
+            seed,
+            epoch,
+            ints,
+            0,
+            floats,
+            0,
+            turns,
+            0,
         )
     if thread == (32 if cuda.blockDim.x > 32 else 1):
         _plan_of(
@@ -289,6 +343,8 @@ def kernel(
             NUM_INTS,
             floats,
             NUM_FLOATS,
+            turns,
+            _NUM_TURNS,
         )
     cuda.syncthreads()
 
@@ -306,7 +362,9 @@ def kernel(
         count = min(TILE_PIXELS, num_pixels - start)
         y, x = (start + thread) // width, (start + thread) % width
         for pixel in range(thread, count, cuda.blockDim.x):
-            red, green, blue = _shown(images, base, partner_base, y, x, setting_ints, setting_floats, ints, floats)
+            red, green, blue = _shown(
+                images, base, partner_base, y, x, setting_ints, setting_floats, ints, floats, turns
+            )
             tile[3 * pixel], tile[3 * pixel + 1], tile[3 * pixel + 2] = red, green, blue
             y, x = y + y_step, x + x_step
             if x >= width:
