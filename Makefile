@@ -1,12 +1,13 @@
 # Every target sets up .venv first where that is needed.
 BIN := .venv/bin
 
-.PHONY: help setup speedrun test gpu lint types faults audit lock clean
+.PHONY: help setup speedrun test gpu gates lint types faults audit lock clean
 
 help:
 	@echo "make speedrun   set up, then train a network to 94 % on CIFAR-10 (ARGS=... are passed on)"
 	@echo "make test       set up, then run the tests"
 	@echo "make gpu        set up, then check and measure a GPU within 10 minutes"
+	@echo "make gates      set up, then measure what two quiet cores must reach, and fail where they do not"
 	@echo "make faults     set up, then do for 10 minutes what goes wrong, and count"
 	@echo "make audit      set up, then check pins, hashes and known vulnerabilities"
 	@echo "make lint types set up, then ruff and mypy"
@@ -22,6 +23,12 @@ speedrun: setup
 # Everything a GPU should be asked, within 10 minutes: kernels against the reference, GPU tests, bench, speedrun.
 gpu: setup
 	@$(BIN)/fastcifar bench gpu $(ARGS)
+
+# What two cores must reach, on a machine with nothing else to do: a few minutes.
+gates: setup
+	@$(BIN)/fastcifar bench loaders --no-peers --out .venv/gates --assert-min loaders.resident.crop_flip.bf16.images_s=8e5 $(ARGS)
+	@$(BIN)/fastcifar bench convert --out .venv/gates --assert-max convert.npy.copies1.seconds=1 \
+		--assert-max convert.ffcv.copies1.seconds=2 --assert-max convert.dali.copies1.seconds=2 $(ARGS)
 
 # A worker for each core: tests use one thread each.
 test: setup

@@ -6,6 +6,7 @@ Winograd's minimal filtering (Lavin and Gray, arXiv:1509.09308): an output of m 
 gradients are the same three steps the other way round. m is chosen by the shape alone: what wastes least at the edges.
 """
 
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -80,7 +81,7 @@ def convolve(images: Tensor, weight: Tensor, sides: Sides) -> Tensor:
     images_nhwc = images.permute(0, 2, 3, 1).contiguous()
     output_nhwc = images.new_empty((work.n, work.out_height, work.out_width, work.channels_out))
     for start, stop in work.pieces():
-        patches, products = work.tiles(stop - start, work.channels_in), work.tiles(stop - start, work.channels_out)
+        patches, products = work.tiles(stop - start)
         work.to_patches(images_nhwc[start:stop], patches)
         torch.bmm(patches, by_place, out=products)
         work.from_products(products, output_nhwc[start:stop])
@@ -100,7 +101,7 @@ def gradients(
     result_nhwc = torch.empty_like(images_nhwc) if of_images else None
     by_place = weight.new_zeros((work.tiling.places**2, work.channels_in, work.channels_out)) if of_weight else None
     for start, stop in work.pieces():
-        patches, products = work.tiles(stop - start, work.channels_in), work.tiles(stop - start, work.channels_out)
+        patches, products = work.tiles(stop - start)
         work.to_gradients(gradient_nhwc[start:stop], products)
         if by_place is not None:
             work.to_patches(images_nhwc[start:stop], patches)
@@ -136,6 +137,33 @@ def _weight_gradient(by_place: Tensor, size: int) -> Tensor:
     return rows.view(TAPS, TAPS, channels_in, channels_out).permute(3, 2, 0, 1)
 
 
+def _padded(channels: int) -> int:
+    """Channels with room for whole registers."""
+    return -(-channels // LANES) * LANES
+
+
+class _Memory(threading.local):
+    """The calling thread's memory for transformed tiles, kept from call to call.
+
+    It is the largest that a step takes: freed and taken anew, it falls apart among what a step keeps.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, num: int) -> Tensor:
+        """float32 [num], whatever is in it."""
+        kept = self._kept.get(name)
+        if kept is None or kept.numel() < num:
+            self._kept.pop(name, None)
+            with torch.inference_mode(False):  # or it would be of no use outside of it
+                kept = self._kept[name] = torch.empty(num, dtype=torch.float32)
+        return kept[:num]
+
+
+_MEMORY = _Memory()
+
+
 @dataclass(frozen=True)
 class _Work:
     """One convolution's shapes, and what is done to a piece of the batch."""
@@ -169,10 +197,14 @@ class _Work:
         length = max(1, _PIECE // values)
         return [(start, min(start + length, self.n)) for start in range(0, self.n, length)]
 
-    def tiles(self, n: int, channels: int) -> Tensor:
-        """Memory for the transformed tiles of n images: [places, n * tiles, channels], room for whole registers."""
-        num, padded = n * self.tiling.rows * self.tiling.columns, -(-channels // LANES) * LANES
-        return torch.empty((self.tiling.places**2, num, padded))[:, :, :channels]
+    def tiles(self, n: int) -> tuple[Tensor, Tensor]:
+        """Memory for n images' transformed patches and products: [places, n * tiles, channels], until the next call."""
+        places, num = self.tiling.places**2, n * self.tiling.rows * self.tiling.columns
+        patches, products = (
+            _MEMORY.take(name, places * num * _padded(channels)).view(places, num, -1)[:, :, :channels]
+            for name, channels in (("patches", self.channels_in), ("products", self.channels_out))
+        )
+        return patches, products
 
     def to_patches(self, images_nhwc: Tensor, patches: Tensor) -> None:
         """Transform the images' overlapping patches."""
@@ -196,7 +228,7 @@ class _Work:
         size, rows, columns = self.tiling.size, self.tiling.rows, self.tiling.columns
         side = self.tiling.places if of_patches else size
         left, top = (self.sides[0], self.sides[2]) if of_patches else (0, 0)
-        framed = ((rows - 1) * size + side) * ((columns - 1) * size + side) * -(-channels // LANES) * LANES
+        framed = ((rows - 1) * size + side) * ((columns - 1) * size + side) * _padded(channels)
         num_tasks = num_tasks_for(n)
         run_parallel(
             numba_tiles.to_tiles if use in (TO_PATCH, TO_GRADIENT) else numba_tiles.from_tiles,

@@ -228,7 +228,12 @@ def test_the_records_own_table_says_kind_and_peer(tmp_path: Path) -> None:
     told = {"kind": "missed", "num_runs": 1, "target": 0.94, "p_value": 0.25, "energy_mean_j": 1234.0}
     told |= {"tta_accuracy_mean": 0.941, "tta_accuracy_deviation": None, "counted_mean_s": 110.0, "wall_mean_s": 130.0}
     (folder / "one" / "record.json").write_text(json.dumps(told))
-    theirs = {"script": "other.py", "sha256": "", "runs": {"0": {"accuracy": 0.94, "seconds": 220.0}}}
+    theirs = {
+        "script": "other.py",
+        "sha256": "",
+        "dataset": "cifar10",
+        "runs": {"0": {"accuracy": 0.94, "seconds": 220.0}},
+    }
     (folder / "one" / "peer.json").write_text(json.dumps(theirs))
     card(folder / "two" / "seed0", 0.9)
     assert readme.update(tmp_path / "README.md", tmp_path, folder)

@@ -225,7 +225,7 @@ def test_a_run_that_left_no_checkpoint_begins_anew_by_any_settings(
 
 def test_a_peers_runs_count_where_ours_beside_them_do(tmp_path: Path) -> None:
     runs = {str(seed): {"accuracy": 0.9 + seed / 100, "seconds": 1.0 + seed} for seed in range(4)}
-    peers = record.Peers("other.py", "", runs)
+    peers = record.Peers("other.py", "", "cifar10", runs)
     some = peers.of(range(1, 3))
     assert list(some.runs) == ["1", "2"]
     assert (some.accuracy_mean, some.mean_s) == (pytest.approx(0.915), 2.5)

@@ -201,7 +201,7 @@ def score(
         calibration=measures.calibration(plain_nk, labels_n),
         tta_calibration=measures.calibration(tta_nk, labels_n),
         mistakes=_mistakes(run.class_names, images, plain_nk),
-        environment=environment(describe(run.device)),
+        environment={key: value for key, value in environment(describe(run.device)).items() if key != "command"},
         dtype=str(run.dtype).removeprefix("torch."),
         corruptions=corrupted_accuracies(run, images, reporter.advance) if with_corruptions else None,
     )

@@ -71,6 +71,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    settings = ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28))
+    # -1: never give the heap's end back (mallopt(3)); what a step has freed there may be gigabytes.
+    settings = ((m_mmap_max, 0), (m_trim_threshold, -1), (m_top_pad, 2**28))
     for name, value in settings:
         mallopt(name, value)

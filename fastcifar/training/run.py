@@ -130,23 +130,19 @@ def run(
     `OutOfMemoryError`, and `InterruptedRunError` after Ctrl-C or SIGTERM, when a checkpoint is written.
     """
     try:
-        return _run(config, source, folder, clock, reporter, resume, listeners)
+        trained = fit(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
+        card = _score(trained, source, folder, clock)
+        for listener in listeners:
+            listener.finished(card)
+        return card
     finally:
         for listener in listeners:
             listener.ended()
 
 
-def _run(
-    config: Config,
-    source: data.Source,
-    folder: RunFolder,
-    clock: Clock,
-    reporter: Reporter,
-    resume: bool,
-    listeners: Sequence[Listener],
-) -> Card:
-    trained = fit(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
-    session, network = trained.session, trained.network
+def _score(trained: Trained, source: data.Source, folder: RunFolder, clock: Clock) -> Card:
+    """Read the test set, once, and write everything down."""
+    session, network, config = trained.session, trained.network, trained.session.config
     with clock.part("evaluate"):
         predictions = session.predictions(network, "test", config.evaluate.tta)
     checkpoints.save_predictions(folder.predictions, predictions)
@@ -181,8 +177,6 @@ def _run(
     )
     write_atomically(folder.card, (json.dumps(card.to_json(), indent=2) + "\n").encode())
     trained.meter.note()
-    for listener in listeners:
-        listener.finished(card)
     return card
 
 
