@@ -31,6 +31,7 @@ import numba
 import numba.typed
 import numpy as np
 
+from fastcifar.data.errors import DataError
 from fastcifar.kernels.numba_jit import jit  # before FFCV, which has Numba choose its threads
 
 
@@ -227,7 +228,7 @@ class Epoch(EpochIterator):
             return super().__next__()
         except StopIteration:
             if self.error is not None:
-                raise RuntimeError(f"FFCV could not read {self.loader.fname}: {self.error}") from self.error
+                raise DataError(f"FFCV could not read {self.loader.fname}: {self.error}") from self.error
             raise
 
     def __del__(self) -> None:

@@ -13,7 +13,7 @@ import torch
 from pipeline_sets import RAW, Sets, assert_same, pixels, random_split, values
 
 from fastcifar import pipelines
-from fastcifar.data import Dataset
+from fastcifar.data import DataError, Dataset
 from fastcifar.kernels import Augmentation, Normalisation
 
 PADDING = 2
@@ -178,7 +178,7 @@ def test_an_error_in_ffcvs_thread_is_raised_here(sets: Sets, monkeypatch: pytest
             raise OSError("the disk is gone")
 
         monkeypatch.setattr("ffcv.loader.epoch_iterator.EpochIterator.run_pipeline", fail)
-        with pytest.raises(RuntimeError, match=r"FFCV could not read .*train\.beton: the disk is gone"):
+        with pytest.raises(DataError, match=r"FFCV could not read .*train\.beton: the disk is gone"):
             list(pipeline.epoch(0))
         monkeypatch.undo()
         assert_same([values(batch) for batch in pipeline.epoch(1)], expected)
@@ -191,7 +191,7 @@ def test_a_file_that_shrinks_while_it_is_streamed_is_noticed(large: Sets, tmp_pa
     shutil.copytree(large.artefact("ffcv"), folder)
     with pipelines.open(folder, "ffcv", batch_size=64, streaming=True) as pipeline:
         os.truncate(folder / "train.beton", 5 << 20)
-        with pytest.raises(RuntimeError, match="the file ends at byte 5,242,880, in the middle of a page"):
+        with pytest.raises(DataError, match="the file ends at byte 5,242,880, in the middle of a page"):
             list(pipeline.epoch(0))
         (folder / "train.beton").unlink()
         with pytest.raises(FileNotFoundError):

@@ -14,12 +14,12 @@ from fastcifar.models.convolution import Conv2d, convolve_3x3
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm with a frozen scale of 1 and quickly moving statistics.
 
-    The scale is redundant before the next normalised layer. `momentum` is the share of the old statistics kept:
-    with a few hundred steps in all, they must follow fast.
+    The scale is redundant before the next normalised layer. Of the old statistics 0.6 is kept (airbench's momentum,
+    which counts the other way round than torch's): with a few hundred steps in all, they must follow fast.
     """
 
-    def __init__(self, channels: int, momentum: float = 0.6) -> None:
-        super().__init__(channels, eps=1e-12, momentum=1 - momentum)
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-12, momentum=0.4)
         self.weight.requires_grad_(False)
 
 
