@@ -110,8 +110,8 @@ def _about(result: Result) -> str:
 
 
 def records(folder: Path, base: Path) -> str:
-    """Markdown of the cards under `folder`: a row for each of its folders, the runs in it taken together."""
-    groups = [(place, _cards(place)) for place in sorted(folder.iterdir()) if place.is_dir()] if folder.is_dir() else []
+    """Markdown of the cards under `folder`: a row for each folder, the newest first, its runs taken together."""
+    groups = [(place, _cards(place)) for place in _places(folder)] if folder.is_dir() else []
     lines = [_record_line(os.path.relpath(place, base), cards) for place, cards in groups if cards]
     if not lines:
         return "No run is on record yet."
@@ -119,13 +119,18 @@ def records(folder: Path, base: Path) -> str:
     return "\n".join([f"| {head} |", "|---|---|---:|---:|---|---:|---:|---:|---:|---:|", *lines])
 
 
+def _places(folder: Path) -> list[Path]:
+    """The records' folders, whose names begin with the date, the newest first."""
+    return sorted((path for path in folder.iterdir() if path.is_dir()), reverse=True)
+
+
 def protocol(folder: Path) -> str:
     """Markdown of what the records under `folder` show: kind, test against the target, time as records count it, peers.
 
     A folder without a `record.json`, which `fastcifar record` writes, counts as runs without a target: a trial.
     """
-    places = sorted(path for path in folder.iterdir() if path.is_dir())
-    lines = [f"| {' | '.join(_protocol_cells(place, cards))} |" for place in places if (cards := _cards(place))]
+    found = [(place, _cards(place)) for place in _places(folder)]
+    lines = [f"| {' | '.join(_protocol_cells(place, cards))} |" for place, cards in found if cards]
     if not lines:
         return "No run is on record yet."
     head = (

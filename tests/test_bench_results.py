@@ -239,10 +239,10 @@ def test_the_records_own_table_says_kind_and_peer(tmp_path: Path) -> None:
     assert readme.update(tmp_path / "README.md", tmp_path, folder)
     lines = (folder / "README.md").read_text().splitlines()
     assert (
-        lines[4] == "| [one](one) | cifar10 | missed | 1 | 94 % | 94.10 % | 0.25 | 110.0 s | 130.0 s | 1,234 J "
+        lines[5] == "| [one](one) | cifar10 | missed | 1 | 94 % | 94.10 % | 0.25 | 110.0 s | 130.0 s | 1,234 J "
         "| 0.50 of other.py's 220.0 s |"
     )
-    assert lines[5] == "| [two](two) | cifar10 | trial | 1 |  | 90.00 % |  | 110.0 s | 130.0 s |  |  |"
+    assert lines[4] == "| [two](two) | cifar10 | trial | 1 |  | 90.00 % |  | 110.0 s | 130.0 s |  |  |"
     assert not readme.update(tmp_path / "README.md", tmp_path, folder)
 
 
