@@ -14,7 +14,8 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
-from fastcifar.kernels.numba_jit import compiled_callback, compiled_for
+from fastcifar.kernels.numba_jit import compiled, compiled_callback, compiled_for
+from fastcifar.kernels.numba_vector import moved
 
 LANES = 8
 """Channels that are worked on at once: one register of AVX2."""
@@ -152,10 +153,10 @@ def transform(size: int, use: int) -> Any:
             _transform(
                 size,
                 use,
-                _moved(target, first),
+                moved(target, first),
                 target_row,
                 target_column,
-                _moved(source, first),
+                moved(source, first),
                 source_row,
                 source_column,
             )
@@ -195,14 +196,6 @@ def _floats_at(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def _moved(typing_context: Any, pointer: Any, offset: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.gep(arguments[0], [arguments[1]])
-
-    return pointer(pointer, types.intp), generate
-
-
-@intrinsic
 def _copy(typing_context: Any, target: Any, source: Any, num_floats: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         copy = builder.module.declare_intrinsic("llvm.memcpy", [_BYTES, _BYTES, _LONG])
@@ -211,6 +204,16 @@ def _copy(typing_context: Any, target: Any, source: Any, num_floats: Any) -> Any
         return context.get_dummy_value()
 
     return types.void(_FLOATS, _FLOATS, types.intp), generate
+
+
+@compiled
+def _copy_row(target, target_pitch, source, source_pitch, width, channels):
+    """Copy a row of pixels, which are so many floats apart in the one and in the other."""
+    if target_pitch == source_pitch:
+        _copy(target, source, width * channels)
+    else:
+        for x in range(width):
+            _copy(moved(target, x * target_pitch), moved(source, x * source_pitch), channels)
 
 
 @intrinsic
@@ -247,22 +250,18 @@ def to_tiles(num_tasks, transform, images, layout, scratch, tiles):
         _clear(framed, ((rows - 1) * step + side) * row_floats)
         for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
             for y in range(height):
-                source = _moved(_floats_at(images), (image * height + y) * width * channels)
-                target = _moved(framed, (y + top) * row_floats + left * padded)
-                if padded == channels:
-                    _copy(target, source, width * channels)
-                else:
-                    for x in range(width):
-                        _copy(_moved(target, x * padded), _moved(source, x * channels), channels)
+                source = moved(_floats_at(images), (image * height + y) * width * channels)
+                target = moved(framed, (y + top) * row_floats + left * padded)
+                _copy_row(target, padded, source, channels, width, channels)
             for row in range(rows):
                 for column in range(columns):
                     tile = (image * rows + row) * columns + column
                     _call(
                         transform,
-                        _moved(_floats_at(tiles), tile * padded),
+                        moved(_floats_at(tiles), tile * padded),
                         places * pitch,
                         pitch,
-                        _moved(framed, row * step * row_floats + column * step * padded),
+                        moved(framed, row * step * row_floats + column * step * padded),
                         row_floats,
                         padded,
                         padded,
@@ -286,19 +285,15 @@ def from_tiles(num_tasks, transform, images, layout, scratch, tiles):
                     tile = (image * rows + row) * columns + column
                     _call(
                         transform,
-                        _moved(framed, row * step * row_floats + column * step * padded),
+                        moved(framed, row * step * row_floats + column * step * padded),
                         row_floats,
                         padded,
-                        _moved(_floats_at(tiles), tile * padded),
+                        moved(_floats_at(tiles), tile * padded),
                         places * pitch,
                         pitch,
                         padded,
                     )
             for y in range(height):
-                target = _moved(_floats_at(images), (image * height + y) * width * channels)
-                source = _moved(framed, (y + top) * row_floats + left * padded)
-                if padded == channels:
-                    _copy(target, source, width * channels)
-                else:
-                    for x in range(width):
-                        _copy(_moved(target, x * channels), _moved(source, x * padded), channels)
+                target = moved(_floats_at(images), (image * height + y) * width * channels)
+                source = moved(framed, (y + top) * row_floats + left * padded)
+                _copy_row(target, channels, source, padded, width, channels)

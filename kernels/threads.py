@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from numba import get_num_threads, set_num_threads, threading_layer
 
+from fastcifar.kernels.checks import check_num_threads
 from fastcifar.kernels.numba_jit import config
 
 _LOCK = threading.Lock()
@@ -17,12 +17,11 @@ def num_tasks_for(num_images: int, num_threads: int | None = None) -> int:
 
     Raises ValueError where num_threads is less than 1.
     """
+    check_num_threads(num_threads)
     if num_threads is None:
         import torch
 
         num_threads = torch.get_num_threads()
-    if not isinstance(num_threads, int | np.integer) or num_threads < 1:
-        raise ValueError(f"num_threads: got {num_threads!r}, takes an integer of at least 1")
     return max(1, min(num_threads, num_images, config.NUMBA_NUM_THREADS))
 
 
