@@ -72,6 +72,7 @@ def _missing(package: str) -> tuple[str, str]:
 
 def _print(report: dict) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False, title="fastcifar doctor", title_justify="left")
@@ -85,7 +86,7 @@ def _print(report: dict) -> None:
     for name, reason in report["pipelines"].items():
         table.add_row(f"pipeline {name}", "works" if reason is None else reason)
     for name, line in report["missing"].items():
-        table.add_row(f"without {name}", line)
+        table.add_row(f"without {name}", escape(line))
     table.add_row("CIFAR-10", report["cifar10"])
     table.add_row("cache", report["cache"])
     console = Console(highlight=False)
