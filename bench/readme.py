@@ -110,7 +110,7 @@ def _about(result: Result) -> str:
 
 
 def records(folder: Path, base: Path) -> str:
-    """Markdown of the cards under `folder`: a row for each folder, the newest first, its runs taken together."""
+    """Markdown of the cards under `folder`: a row for each folder, its runs taken together."""
     groups = [(place, _cards(place)) for place in _places(folder)] if folder.is_dir() else []
     lines = [_record_line(os.path.relpath(place, base), cards) for place, cards in groups if cards]
     if not lines:
@@ -120,8 +120,12 @@ def records(folder: Path, base: Path) -> str:
 
 
 def _places(folder: Path) -> list[Path]:
-    """The records' folders, whose names begin with the date, the newest first."""
-    return sorted((path for path in folder.iterdir() if path.is_dir()), reverse=True)
+    """The records' folders, whose names begin with the date: the newest first, of one day those of most runs."""
+
+    def rank(path: Path) -> tuple[str, int, str]:
+        return path.name.partition("_")[0], len(list(path.rglob("card.json"))), path.name
+
+    return sorted((path for path in folder.iterdir() if path.is_dir()), key=rank, reverse=True)
 
 
 def protocol(folder: Path) -> str:
