@@ -100,6 +100,11 @@ def compiled(function: Any) -> Any:
     return jit(_stamped(function))
 
 
+def compiled_fused(function: Any) -> Any:
+    """Decorate what `compiled` does where a product and a sum may become one operation, which rounds once."""
+    return jit(_stamped(function), fastmath={"contract"})
+
+
 def compiled_for(signature: Any, *, parallel: bool = False) -> Callable[[Any], Any]:
     """Decorate what is called from Python: compiled for one signature at once, run without Python's lock."""
     return lambda function: jit(_stamped(function), signature, nogil=True, parallel=parallel)

@@ -15,7 +15,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from fastcifar.kernels.numba_jit import compiled, compiled_callback, compiled_for
-from fastcifar.kernels.numba_vector import moved
+from fastcifar.kernels.numba_vector import at_address, moved
 
 LANES = 8
 """Channels that are worked on at once: one register of AVX2."""
@@ -31,6 +31,7 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 
 _FLOAT, _LONG, _BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(8).as_pointer()
 _FLOATS = types.CPointer(types.float32)
+_floats_at = at_address(types.float32)
 
 
 @lru_cache(maxsize=8)
@@ -185,14 +186,6 @@ def _call(
         return context.get_dummy_value()
 
     return types.void(types.uint64, *_TRANSFORM.args), generate
-
-
-@intrinsic
-def _floats_at(typing_context: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], _FLOAT.as_pointer())
-
-    return _FLOATS(types.uint64), generate
 
 
 @intrinsic

@@ -28,14 +28,20 @@ def pointer_to(typing_context: Any, array: Any) -> Any:
     return types.CPointer(array.dtype)(array), generate
 
 
-@intrinsic
-def bytes_at(typing_context: Any, address: Any) -> Any:
-    """Pointer to uint8 at an address, an integer."""
+def at_address(element: Any) -> Any:
+    """Make a function that takes an address, an integer, and gives a pointer to elements of a type."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], _BYTE.as_pointer())
+    @intrinsic
+    def pointer_at(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(types.uint8)(types.uint64), generate
+        return types.CPointer(element)(address), generate
+
+    return pointer_at
+
+
+bytes_at = at_address(types.uint8)
 
 
 @intrinsic

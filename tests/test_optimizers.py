@@ -21,6 +21,18 @@ def test_orthogonalising_brings_singular_values_near_one_and_keeps_the_vectors(s
     torch.testing.assert_close(inner, torch.diag_embed(values), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(64, 216), (256, 2304), (256, 216)])
+def test_orthogonalising_by_gram_matrices_is_the_iteration(shape: tuple[int, int]) -> None:
+    """Singular values from 1 to 1e-6 of the largest, as gradients have them."""
+    torch.manual_seed(0)
+    random = torch.randn(2, *shape, dtype=torch.float64)
+    u, values, vh = torch.linalg.svd(random, full_matrices=False)
+    matrices = u * torch.logspace(0, -6, values.shape[-1], dtype=torch.float64) @ vh
+    exact = optimizers.orthogonalise(matrices)
+    error = (optimizers.orthogonalise(matrices.float()) - exact).norm() / exact.norm()
+    assert error < 1e-5
+
+
 def test_muon_steps_by_the_orthogonalised_momentum_from_the_normed_weight() -> None:
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(6, 4, 3, 3)) for _ in range(2)]

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from training_runs import same_run, small_config, terminate_at, train
 
+from fastcifar import models
 from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.pipelines import Batch
 from fastcifar.report.progress import Reporter
@@ -165,13 +166,16 @@ def test_weights_that_are_not_finite_are_no_checkpoint(folder: Path, tmp_path: P
     assert len(checkpoints.checkpoint_paths(tmp_path / "run" / "checkpoints")) == 1
 
 
-def test_steps_that_were_skipped_count_for_the_time_that_is_left() -> None:
-    tally = Tally()
+def test_steps_that_were_skipped_and_larger_images_count_for_the_time_that_is_left(folder: Path) -> None:
+    config = small_config(folder, "train.resolution=[{until=0.5,pixels=16},{until=1.0,pixels=32}]")
+    state = loop.new_state(models.build("speednet", num_classes=10, widths=(8, 8, 8)), config, torch.float32)
+    tally = state.tally
     for step in range(1, 11):
         logits, labels = torch.zeros(5, 10), torch.zeros(5, dtype=torch.int64)
         tally.add(Taken(torch.zeros(()), logits, labels, 0.1, skipped=step > 1), step)
-    tally.seconds_s = 10.0
-    assert tally.report(0, 30).left_s == pytest.approx(20, rel=0.1)
+    tally.seconds_s, state.step = 10.0, 10
+    assert tally.report(0, loop._left(state, config, 20, 32)).left_s == pytest.approx(40, rel=0.1)
+    assert tally.report(0, loop._left(state, config, 40, 32)).left_s == pytest.approx(10 + 80, rel=0.1)
 
 
 def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from fastcifar.models.specification import ResNetSpec
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # The networks of the five systems that fastcifar replaces; resnet18 is the teacher that one of them distilled from.
@@ -63,6 +64,16 @@ def build(
                 f"model: {name} has {num:,} parameters, model.max_parameters takes under {max_parameters:,}"
             )
     return _network(name, num_classes, widths, dropout)
+
+
+def prepare(network: "nn.Module", device: "torch.device", dtype: "torch.dtype") -> None:
+    """Have the compiled code for training the network ready, which otherwise its first step waits for."""
+    from fastcifar.models import activation, convolution
+    from fastcifar.models.speednet import SpeedNet
+
+    convolution.prepare(device, dtype)
+    if isinstance(network, SpeedNet):
+        activation.prepare(device, dtype)
 
 
 def check_side(network: "nn.Module", side: int) -> None:

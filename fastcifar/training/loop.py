@@ -15,7 +15,7 @@ from fastcifar.schema import Config
 from fastcifar.training import optimizers, schedules
 from fastcifar.training.averaging import Averaging
 from fastcifar.training.losses import distance_to_teacher, loss_and_logits
-from fastcifar.training.resolution import pixels_at, resize
+from fastcifar.training.resolution import pixels_at, resize, work
 from fastcifar.training.selection import select
 from fastcifar.training.tally import EpochReport, Taken, Tally
 
@@ -104,7 +104,7 @@ def train(
                 break
         epoch_ended = state.step % pipeline.steps_per_epoch == 0
         if over or epoch_ended:
-            hooks.on_epoch(state.tally.report(epoch, num_steps))
+            hooks.on_epoch(state.tally.report(epoch, _left(state, config, num_steps, batch.images.shape[-1])))
         if not over and hooks.stop():
             # What is no number must not be kept for good.
             state.tally.check()
@@ -199,6 +199,12 @@ def _set_rates(state: State, config: Config, steps_per_epoch: int, num_steps: in
     schedules.set_rates(state.optimizers, factor, _whiten_factor(config, state.step, steps_per_epoch))
     schedules.set_momentum(state.optimizers, schedules.momentum(config.schedule, progress))
     return config.optimizer.lr * factor
+
+
+def _left(state: State, config: Config, num_steps: int, side: int) -> float:
+    """Work of the steps to come, by that of the epoch's; `side`: of images as they are, in pixels."""
+    done = range(state.step - state.tally.num_steps, state.step)
+    return work(config, range(state.step, num_steps), num_steps, side) / work(config, done, num_steps, side)
 
 
 def _freeze_stem(state: State, config: Config, steps_per_epoch: int) -> None:

@@ -7,22 +7,44 @@ from torch import Tensor, nn
 
 from fastcifar.schema import OptimizerConfig
 
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+"""Jordan's coefficients (kellerjordan.github.io/posts/muon): steepest at zero, so that few steps are enough."""
+
 
 def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
     """Push the singular values of a stack of matrices [k, rows, columns] to about 1, keeping the singular vectors.
 
-    Newton-Schulz iteration of odd quintics, with Jordan's coefficients (kellerjordan.github.io/posts/muon): steepest at
-    zero, so that few steps are enough; the values end between about 0.7 and 1.2, which trains as well as 1 does.
+    Newton-Schulz iteration of odd quintics; the values end between about 0.7 and 1.2, which trains as well as 1 does.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    # In 16 bits, nothing would be left of small singular values' squares.
+    x = _by_gram(x, steps) if x.dtype == torch.float32 else _one_by_one(x, steps)
+    return x.mT if tall else x
+
+
+def _one_by_one(x: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         gram = x @ x.mT
         # a x + (b gram + c gram gram) x, in three products.
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
+    return x
+
+
+def _by_gram(x: Tensor, steps: int) -> Tensor:
+    """The same with two products of the longer side in all, not two a step.
+
+    Each step multiplies x by a polynomial of its Gram matrix: what these make together is had from that matrix alone.
+    """
+    gram = x @ x.mT
+    one = torch.eye(x.size(-2), dtype=x.dtype, device=x.device)
+    left = one.expand_as(gram)
+    for _ in range(steps):
+        polynomial = torch.baddbmm(_A * one + _B * gram, gram, gram, alpha=_C)
+        left = polynomial @ left
+        gram = polynomial @ gram @ polynomial
+    return left @ x
 
 
 class Muon(torch.optim.Optimizer):

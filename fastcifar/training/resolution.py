@@ -12,6 +12,11 @@ def pixels_at(config: Config, progress: float) -> int:
     return next((stage.pixels for stage in config.train.resolution if progress < stage.until), 0)
 
 
+def work(config: Config, steps: range, num_steps: int, side: int) -> float:
+    """Pixels that an image has in each of these steps of a run, added up; `side`: of images trained at as they are."""
+    return float(sum((pixels_at(config, step / num_steps) or side) ** 2 for step in steps))
+
+
 def resize(images: Tensor, pixels: int) -> Tensor:
     """Images [n, c, h, w] scaled to `pixels` (0: as they are), bilinear with antialiasing, channels-last."""
     if pixels in (0, images.shape[-1]):

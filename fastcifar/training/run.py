@@ -15,7 +15,6 @@ from fastcifar import config as configs
 from fastcifar import data, kernels, models
 from fastcifar.atomic import write_atomically
 from fastcifar.interruption import InterruptedRunError, StopRequest
-from fastcifar.models import convolution
 from fastcifar.report.card import Card
 from fastcifar.report.environment import environment
 from fastcifar.report.meter import Meter
@@ -77,10 +76,12 @@ def fit(
     write_atomically(folder.environment, (json.dumps(about, indent=2) + "\n").encode())
     with clock.part("compile"):
         kernels.prepare(session.device)
-        convolution.prepare(session.device, session.dtype)
     with clock.part("load"):
         train_rows_n, validation_rows_n = session.split_rows()
         network = session.network()
+    with clock.part("compile"):
+        models.prepare(network, session.device, session.dtype)
+    with clock.part("load"):
         if config.train.start_from and not goes_on:
             checkpoints.load_weights(RunFolder.open(Path(config.train.start_from)).weights, network)
         teacher = _teacher(session)

@@ -37,7 +37,7 @@ class EpochReport:
     """Images trained on a second."""
     seconds: float
     left_s: float
-    """Seconds that the rest of the run takes at this epoch's pace."""
+    """Seconds that the rest of the run takes at this epoch's pace, larger images counted as more."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Tally:
         if not taken.loss.is_cuda:
             self.check()
 
-    def report(self, epoch: int, num_steps: int) -> EpochReport:
-        """Means of the epoch; NaN where every step was skipped."""
+    def report(self, epoch: int, left: float) -> EpochReport:
+        """Means of the epoch; NaN where every step was skipped. `left`: the rest of the run, as work by the epoch's."""
         self.check()
         now_s = time.perf_counter()
         self.seconds_s, self._since_s = self.seconds_s + now_s - self._since_s, now_s
@@ -96,7 +96,7 @@ class Tally:
             lr=self._lr,
             images_s=self.num_images / self.seconds_s,
             seconds=self.seconds_s,
-            left_s=(num_steps - self._last_step) * self.seconds_s / max(1, self.num_steps),
+            left_s=left * self.seconds_s,
         )
 
     def check(self) -> None:

@@ -1,0 +1,142 @@
+"""GELU of a normalised map, which may be pooled first and have a shortcut added: what stands between convolutions.
+
+On CPUs it is done in few passes over memory (kernels/maps.py), where the library's make one for each step.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fastcifar.kernels.dispatch import has_numba
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a map [n, channels, h, w]."""
+    return _Gelu.apply(_channels_last(x)) if _is_ours(x) else F.gelu(x)
+
+
+def norm_gelu(x: Tensor, norm: nn.BatchNorm2d, *, shortcut: Tensor | None = None, pool: bool = False) -> Tensor:
+    """GELU of norm(x) + shortcut for a map x [n, channels, h, w]; with `pool`, of x after max-pooling by 2x2.
+
+    The shortcut is of the norm's shape, and so is the result, in x's dtype. The norm's scale is not trained here.
+    """
+    # In evaluation mode the library's way is taken where a gradient is wanted: nobody trains so.
+    if not _is_ours(x) or (torch.is_grad_enabled() and not norm.training):
+        normalised = norm(F.max_pool2d(x, 2) if pool else x)
+        return F.gelu(normalised if shortcut is None else normalised + shortcut)
+    shortcut = None if shortcut is None else _channels_last(shortcut.to(x.dtype))
+    return _NormGelu.apply(_channels_last(x), norm.bias, shortcut, norm, pool)
+
+
+def prepare(device: torch.device, dtype: torch.dtype) -> None:
+    """Have the compiled code for maps of `dtype` on `device` ready, which otherwise the first step waits for."""
+    if device.type == "cpu" and has_numba():
+        from fastcifar.kernels import maps
+
+        if dtype in maps.DTYPES:
+            maps.prepare(dtype)
+
+
+def _is_ours(x: Tensor) -> bool:
+    # A compiler sees more of the library's operations than of ours.
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not has_numba():
+        return False
+    from fastcifar.kernels import maps
+
+    return x.dtype in maps.DTYPES and x.numel() > 0
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class _Gelu(torch.autograd.Function):
+    """GELU alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        from fastcifar.kernels import maps
+
+        ctx.save_for_backward(x)
+        return maps.gelu(x, _identity(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        from fastcifar.kernels import maps
+
+        (x,) = ctx.saved_tensors
+        return maps.gelu_gradient(x, _identity(x), None, _channels_last(gradients[0]))[0]
+
+
+def _identity(x: Tensor) -> Any:
+    from fastcifar.kernels import maps
+
+    return maps.Affine(torch.ones(x.shape[1]), torch.zeros(x.shape[1]))
+
+
+class _NormGelu(torch.autograd.Function):
+    """Max-pooling, the norm, the shortcut and GELU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, shortcut: Tensor | None, norm: nn.BatchNorm2d, pool: bool) -> Tensor:
+        from fastcifar.kernels import maps
+
+        ctx.size = x.shape[-2:]
+        places, sums = None, None
+        if pool:
+            (x, places), sums = maps.max_pool(x)
+        if norm.training:
+            mean, variance = _moments(maps.add_up(x) if sums is None else sums, x)
+            if norm.track_running_stats:
+                _follow(norm, mean, variance, x.numel() // x.shape[1])
+        else:
+            mean, variance = (statistic.double() for statistic in _running(norm))
+        inverse = (variance + norm.eps).rsqrt()
+        scale = norm.weight * inverse
+        affine = maps.Affine(scale.float(), (bias - mean * scale).float())
+        ctx.save_for_backward(x, shortcut, places, *affine, mean, inverse)
+        return maps.gelu(x, affine, shortcut)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        from fastcifar.kernels import maps
+
+        x, shortcut, places, scale, shift, mean, inverse = ctx.saved_tensors
+        gradient, sums = maps.gelu_gradient(x, maps.Affine(scale, shift), shortcut, _channels_last(gradients[0]))
+        num = x.numel() // x.shape[1]
+        of_bias = sums[0]
+        # The norm's gradient is scale * (g - mean(g) - x' * mean(g x')), where x' = (x - mean) * inverse.
+        along = (sums[1] - mean * of_bias) * inverse / num
+        by_x = -scale * inverse * along
+        constant = -scale * of_bias / num - by_x * mean
+        by_channel = (scale, by_x.float(), constant.float())
+        if places is None:
+            of_x = maps.combine(gradient, x, by_channel)
+        else:
+            of_x = maps.max_unpool(gradient, maps.Pooled(x, places), by_channel, *ctx.size)
+        return of_x, of_bias.float(), None if shortcut is None else gradient, None, None
+
+
+def _moments(sums: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance by channel, float64, from sums of values and squares."""
+    mean, square = sums / (x.numel() // x.shape[1])
+    return mean, (square - mean * mean).clamp_(min=0)
+
+
+def _follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, num: int) -> None:
+    """Move the running statistics as the library does."""
+    running_mean, running_variance = _running(norm)
+    assert norm.num_batches_tracked is not None and norm.momentum is not None
+    norm.num_batches_tracked.add_(1)
+    running_mean.lerp_(mean.float(), norm.momentum)
+    running_variance.lerp_((variance * (num / max(1, num - 1))).float(), norm.momentum)
+
+
+def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var

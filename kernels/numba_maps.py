@@ -1,0 +1,340 @@
+"""What stands between two convolutions of a network, in few passes over memory: compiled code.
+
+Maps are channels-last, [pixels, channels], of float32 or bfloat16 values; all arithmetic is in float32. The inner loops
+run over a pixel's channels, each of which has its own numbers, so that they become vector instructions. What it is all
+for stands in maps.py.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
+
+from fastcifar.kernels.numba_jit import compiled_callback, compiled_for, compiled_fused
+from fastcifar.kernels.numba_vector import at_address, moved, pointer_to
+
+ADD_UP, MAX_POOL, GELU, GELU_GRADIENT, COMBINE, MAX_UNPOOL = range(6)
+"""What can be done to maps."""
+_RUN = 32
+"""Pixels that are added up in float32 before their sums are added in float64."""
+
+_F, _I = np.float32, np.int32
+_ZERO, _ONE = _F(0), _F(1)
+# exp(-x^2 / 2) is 2^t. Adding 1.5 * 2^23 leaves t's nearest whole number in the lowest bits, which become an exponent.
+_SQUARE_TO_T, _LEAST_T = _F(-0.5 / np.log(2)), _F(-126)
+_ROUND, _MANTISSA_BITS, _EXPONENT_OF_1 = _F(1.5 * 2**23), _I(23), _I(127 << 23)
+# 2^f for f from -0.5 to 0.5, exact where f is 0; fitted for the least relative error, which is 9e-8 at most.
+_P1, _P2, _P3, _P4, _P5 = _F(0.69314698), _F(0.24022242), _F(0.05550734), _F(0.00967151), _F(0.00132647)
+# The normal distribution's tail: Abramowitz and Stegun 7.1.26, for x / sqrt(2). Its error is 8e-8 at most.
+_T = _F(0.3275911 / np.sqrt(2))
+_A1, _A2, _A3, _A4, _A5 = _F(0.127414796), _F(-0.142248368), _F(0.7107068705), _F(-0.7265760135), _F(0.5307027145)
+_DENSITY_AT_0 = _F(1 / np.sqrt(2 * np.pi))
+
+_FLOAT, _INT, _WORD, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
+_bytes_at, _floats_at, _doubles_at = (at_address(kind) for kind in (types.uint8, types.float32, types.float64))
+
+
+@intrinsic(prefer_literal=True)
+def _values_at(typing_context: Any, address: Any, in_words: Any) -> Any:
+    """Pointer to bfloat16, as uint16, or else to float32."""
+    element = types.uint16 if in_words.literal_value else types.float32
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(element)(types.int64, in_words), generate
+
+
+@intrinsic
+def _like(typing_context: Any, pointer: Any, address: Any) -> Any:
+    """The address as a pointer of the same type."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[1], arguments[0].type)
+
+    return pointer(pointer, types.int64), generate
+
+
+def _mark(builder: Any, instruction: Any, kind: str) -> Any:
+    """Say which kind of memory is read or written, and that it is none of the others.
+
+    LLVM would have to find that out before each loop, and where there are many places gives up making vectors.
+    """
+    module = builder.module
+    house = module.add_metadata(["maps"])
+    scopes = {name: module.add_metadata([name, house]) for name in ("read", "written", "sums")}
+    instruction.set_metadata("alias.scope", module.add_metadata([scopes[kind]]))
+    others = [scope for name, scope in scopes.items() if name != kind]
+    instruction.set_metadata("noalias", module.add_metadata(others))
+    return instruction
+
+
+@intrinsic
+def _get(typing_context: Any, pointer: Any, at: Any) -> Any:
+    """A value that nothing here writes, as float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value = _mark(builder, builder.load(builder.gep(arguments[0], [arguments[1]])), "read")
+        if value.type == _FLOAT:
+            return value
+        if value.type == _BYTE:
+            return builder.uitofp(value, _FLOAT)
+        return builder.bitcast(builder.shl(builder.zext(value, _INT), _INT(16)), _FLOAT)
+
+    return types.float32(pointer, types.intp), generate
+
+
+@intrinsic
+def _put(typing_context: Any, pointer: Any, at: Any, value: Any) -> Any:
+    """Write a float32 as it is, as the nearest bfloat16, of two the even one, or as a small whole number."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, at, value = arguments
+        there = builder.gep(pointer, [at])
+        if there.type.pointee == _BYTE:
+            value = builder.fptoui(value, _BYTE)
+        elif there.type.pointee == _WORD:
+            bits = builder.bitcast(value, _INT)
+            lowest = builder.and_(builder.lshr(bits, _INT(16)), _INT(1))
+            rounded = builder.add(builder.add(bits, _INT(0x7FFF)), lowest)
+            # Rounding up would make a number of what is none.
+            rounded = builder.select(builder.fcmp_unordered("uno", value, value), _INT(0x7FC00000), rounded)
+            value = builder.trunc(builder.lshr(rounded, _INT(16)), _WORD)
+        _mark(builder, builder.store(value, there), "written")
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, types.float32), generate
+
+
+@intrinsic
+def _add(typing_context: Any, pointer: Any, at: Any, value: Any) -> Any:
+    """Add to one of the partial sums."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer, at, value = arguments
+        there = builder.gep(pointer, [at])
+        total = builder.fadd(_mark(builder, builder.load(there), "sums"), value)
+        _mark(builder, builder.store(total, there), "sums")
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, types.float32), generate
+
+
+@compiled_fused
+def _bell(x):
+    """exp(-x^2 / 2)."""
+    t = max(x * x * _SQUARE_TO_T, _LEAST_T)
+    shifted = t + _ROUND
+    f = t - (shifted - _ROUND)
+    # Numba widens sums to 64 bits; the casts tell the compiler that 32 are meant.
+    power = _I(_I(_F(shifted).view(_I) << _MANTISSA_BITS) + _EXPONENT_OF_1).view(_F)
+    return power * (_ONE + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * _P5)))))
+
+
+@compiled_fused
+def _share_below(x, bell):
+    """The normal distribution up to x."""
+    t = _ONE / (_ONE + _T * abs(x))
+    tail = bell * (t * (_A1 + t * (_A2 + t * (_A3 + t * (_A4 + t * _A5)))))
+    return tail if x < _ZERO else _ONE - tail
+
+
+@compiled_fused
+def _flush(partial, sums, num):
+    """Add the partial sums to the sums and begin them anew."""
+    for j in range(num):
+        sums[j] += partial[j]
+        partial[j] = _ZERO
+
+
+@compiled_fused
+def _add_up(x, numbers, task, first, last):
+    """Each channel's values and their squares, of pixels first to last.
+
+    numbers: x, channels, sums float64 [tasks, 2 * channels], partial sums float32 [tasks, 2 * channels].
+    """
+    channels = numbers[1]
+    sums = moved(_doubles_at(numbers[2]), task * 2 * channels)
+    partial = moved(_floats_at(numbers[3]), task * 2 * channels)
+    for start in range(first, last, _RUN):
+        for pixel in range(start, min(start + _RUN, last)):
+            at = pixel * channels
+            for j in range(channels):
+                value = _get(x, at + j)
+                _add(partial, j, value)
+                _add(partial, channels + j, value * value)
+        _flush(partial, sums, 2 * channels)
+
+
+@compiled_fused
+def _larger(best, place, value, its_place):
+    """The larger value and its place; of equal ones the first, and what is no number is larger than any."""
+    larger = (value > best) | np.isnan(value)
+    return (value if larger else best), (its_place if larger else place)
+
+
+@compiled_fused
+def _max_pool(x, numbers, task, first, last):
+    """The largest of each 2x2 values of x, which it is, and sums as `_add_up`'s; rows first to last of the result.
+
+    numbers: x, channels, sums, partial sums, height and width of x, result, uint8 places 0 to 3.
+    """
+    channels, height, width = numbers[1], numbers[4], numbers[5]
+    sums = moved(_doubles_at(numbers[2]), task * 2 * channels)
+    partial = moved(_floats_at(numbers[3]), task * 2 * channels)
+    result, places = _like(x, numbers[6]), _bytes_at(numbers[7])
+    rows, columns = height // 2, width // 2
+    for row in range(first, last):
+        upper = (row // rows * height + row % rows * 2) * width * channels
+        for column in range(columns):
+            a = upper + 2 * column * channels
+            b, c, d = a + channels, a + width * channels, a + (width + 1) * channels
+            at = (row * columns + column) * channels
+            for j in range(channels):
+                best, place = _larger(_get(x, a + j), _ZERO, _get(x, b + j), _F(1))
+                best, place = _larger(best, place, _get(x, c + j), _F(2))
+                best, place = _larger(best, place, _get(x, d + j), _F(3))
+                _put(result, at + j, best)
+                _put(places, at + j, place)
+                _add(partial, j, best)
+                _add(partial, channels + j, best * best)
+        _flush(partial, sums, 2 * channels)
+
+
+@compiled_fused
+def _gelu(x, numbers, task, first, last):
+    """GELU of x * scale + shift + shortcut, of pixels first to last.
+
+    numbers: x, channels, scale and shift float32 [channels], shortcut and how many of its values a pixel has (0: all
+    pixels have the same), result.
+    """
+    channels, scale, shift = numbers[1], _floats_at(numbers[2]), _floats_at(numbers[3])
+    shortcut, pitch, result = _like(x, numbers[4]), numbers[5], _like(x, numbers[6])
+    for pixel in range(first, last):
+        at, beside = pixel * channels, pixel * pitch
+        for j in range(channels):
+            value = _get(x, at + j) * _get(scale, j) + _get(shift, j) + _get(shortcut, beside + j)
+            _put(result, at + j, value * _share_below(value, _bell(value)))
+
+
+@compiled_fused
+def _gelu_gradient(x, numbers, task, first, last):
+    """The gradient of what `_gelu` takes GELU of, the sums of it, and of it times x.
+
+    numbers: those of `_gelu`, the gradient of its result, and sums and partial sums as `_add_up`'s.
+    """
+    channels, scale, shift = numbers[1], _floats_at(numbers[2]), _floats_at(numbers[3])
+    shortcut, pitch, result = _like(x, numbers[4]), numbers[5], _like(x, numbers[6])
+    gradient = _like(x, numbers[7])
+    sums = moved(_doubles_at(numbers[8]), task * 2 * channels)
+    partial = moved(_floats_at(numbers[9]), task * 2 * channels)
+    for start in range(first, last, _RUN):
+        for pixel in range(start, min(start + _RUN, last)):
+            at, beside = pixel * channels, pixel * pitch
+            for j in range(channels):
+                plain = _get(x, at + j)
+                value = plain * _get(scale, j) + _get(shift, j) + _get(shortcut, beside + j)
+                bell = _bell(value)
+                slope = _share_below(value, bell) + value * bell * _DENSITY_AT_0
+                ours = _get(gradient, at + j) * slope
+                _put(result, at + j, ours)
+                _add(partial, j, ours)
+                _add(partial, channels + j, ours * plain)
+        _flush(partial, sums, 2 * channels)
+
+
+@compiled_fused
+def _combine(x, numbers, task, first, last):
+    """g * a + x * b + c, of pixels first to last.
+
+    numbers: x, channels, a, b and c float32 [channels], g, result.
+    """
+    channels, a, b, c = numbers[1], _floats_at(numbers[2]), _floats_at(numbers[3]), _floats_at(numbers[4])
+    g, result = _like(x, numbers[5]), _like(x, numbers[6])
+    for pixel in range(first, last):
+        at = pixel * channels
+        for j in range(channels):
+            _put(result, at + j, _get(g, at + j) * _get(a, j) + _get(x, at + j) * _get(b, j) + _get(c, j))
+
+
+@compiled_fused
+def _max_unpool(x, numbers, task, first, last):
+    """What `_combine` gives, each value at its place of 2x2, and zeros elsewhere; of images first to last.
+
+    numbers: those of `_combine`, places, height and width of the result.
+    """
+    channels, a, b, c = numbers[1], _floats_at(numbers[2]), _floats_at(numbers[3]), _floats_at(numbers[4])
+    g, result = _like(x, numbers[5]), _like(x, numbers[6])
+    places, height, width = _bytes_at(numbers[7]), numbers[8], numbers[9]
+    rows, columns = height // 2, width // 2
+    for image in range(first, last):
+        for row in range(rows):
+            upper = (image * height + 2 * row) * width * channels
+            lower = upper + width * channels
+            for column in range(columns):
+                at = ((image * rows + row) * columns + column) * channels
+                left = 2 * column * channels
+                for j in range(channels):
+                    value, place = (
+                        _get(g, at + j) * _get(a, j) + _get(x, at + j) * _get(b, j) + _get(c, j),
+                        _get(places, at + j),
+                    )
+                    _put(result, upper + left + j, value if place == _F(0) else _ZERO)
+                    _put(result, upper + left + channels + j, value if place == _F(1) else _ZERO)
+                    _put(result, lower + left + j, value if place == _F(2) else _ZERO)
+                    _put(result, lower + left + channels + j, value if place == _F(3) else _ZERO)
+            # Pooling drops the last row and column of an odd map.
+            for j in range(2 * columns * channels, width * channels):
+                _put(result, upper + j, _ZERO)
+                _put(result, lower + j, _ZERO)
+        for j in range(2 * rows * width * channels, height * width * channels):
+            _put(result, image * height * width * channels + j, _ZERO)
+
+
+_NUMBERS = types.CPointer(types.int64)
+
+
+@lru_cache(maxsize=16)
+def kernel(use: int, in_words: bool) -> Any:
+    """Compiled for one use and one kind of values. Its `address` is what `share_out` takes."""
+
+    def of_share(numbers, task, first, last):
+        x = _values_at(numbers[0], in_words)
+        if use == ADD_UP:
+            _add_up(x, numbers, task, first, last)
+        elif use == MAX_POOL:
+            _max_pool(x, numbers, task, first, last)
+        elif use == GELU:
+            _gelu(x, numbers, task, first, last)
+        elif use == GELU_GRADIENT:
+            _gelu_gradient(x, numbers, task, first, last)
+        elif use == COMBINE:
+            _combine(x, numbers, task, first, last)
+        else:
+            _max_unpool(x, numbers, task, first, last)
+
+    return compiled_callback(of_share, types.void(_NUMBERS, types.int64, types.int64, types.int64))
+
+
+@intrinsic
+def _call(typing_context: Any, function: Any, numbers: Any, task: Any, first: Any, last: Any) -> Any:
+    """Call a kernel by its address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, *rest = arguments
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in rest])
+        builder.call(builder.inttoptr(address, kind.as_pointer()), rest)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, _NUMBERS, types.int64, types.int64, types.int64), generate
+
+
+@compiled_for(types.void(types.int64, types.int64, types.int64, types.int64[::1]), parallel=True)
+def share_out(num_tasks, function, num, numbers):
+    """Call a kernel for as many shares of 0 to num as there are tasks, with its numbers: addresses and sizes."""
+    for unsigned in prange(num_tasks):
+        task = np.int64(unsigned)
+        _call(function, pointer_to(numbers), task, num * task // num_tasks, num * (task + 1) // num_tasks)

@@ -1,0 +1,182 @@
+"""Norm, GELU and pooling in few passes are the library's in many, forward and backward."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fastcifar.kernels import maps
+from fastcifar.models import activation
+from fastcifar.models.activation import gelu, norm_gelu
+from fastcifar.models.speednet import BatchNorm, SpeedNet
+
+# Rounding to bfloat16 is by at most 2^-9 of a value; a few roundings come together.
+CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2**-6}
+
+
+def random_map(*shape: int, seed: int = 0, spread: float = 2.0, offset: float = 0.3) -> Tensor:
+    """float64, channels-last."""
+    random = torch.Generator().manual_seed(seed)
+    values = torch.randn(*shape, generator=random, dtype=torch.float64) * spread + offset
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def as_library(x: Tensor, norm: nn.BatchNorm2d, *, shortcut: Tensor | None = None, pool: bool = False) -> Tensor:
+    """What `norm_gelu` promises, step by step."""
+    x = norm(F.max_pool2d(x, 2) if pool else x)
+    return F.gelu(x if shortcut is None else x + shortcut)
+
+
+def norm_for(channels: int, dtype: torch.dtype = torch.float32) -> BatchNorm:
+    """With biases that are not zero and statistics that have moved."""
+    norm = BatchNorm(channels)
+    with torch.no_grad():
+        norm.bias.copy_(torch.linspace(-1, 1, channels))
+        norm.running_mean.fill_(0.25)
+        norm.running_var.fill_(3)
+    return norm.to(dtype)
+
+
+def outputs(function: object, norm: nn.BatchNorm2d, inputs: list[Tensor], pool: bool) -> list[Tensor]:
+    """The result, and the gradients of inputs and bias where no two results count alike."""
+    x, *shortcut = inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    result = function(x, norm, shortcut=shortcut[0] if shortcut else None, pool=pool)
+    weights = torch.linspace(-1, 1, result.numel(), dtype=torch.float64).reshape(result.shape).sin() + 0.1
+    gradients = torch.autograd.grad((result * weights.to(result.dtype)).sum(), [*inputs, norm.bias])
+    return [result.detach(), *gradients]
+
+
+def assert_close(ours: Tensor, theirs: Tensor, share: float) -> None:
+    """Within this share of the largest value."""
+    assert ours.shape == theirs.shape
+    torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=share * float(theirs.abs().max()))
+
+
+@given(
+    n=st.integers(1, 5),
+    channels=st.sampled_from([1, 3, 8, 24, 67]),
+    height=st.integers(2, 9),
+    width=st.integers(2, 9),
+    pool=st.booleans(),
+    with_shortcut=st.booleans(),
+    dtype=st.sampled_from(list(CLOSE)),
+)
+def test_result_and_gradients_are_the_librarys(
+    n: int, channels: int, height: int, width: int, pool: bool, with_shortcut: bool, dtype: torch.dtype
+) -> None:
+    height, width = max(height, 4), max(width, 4)
+    # What both start from is what the dtype can hold.
+    inputs = [random_map(n, channels, height, width).to(dtype)]
+    if with_shortcut:
+        factor = 2 if pool else 1
+        inputs.append(random_map(n, channels, height // factor, width // factor, seed=1).to(dtype))
+    norm, exact = norm_for(channels), norm_for(channels, torch.float64)
+    ours = outputs(norm_gelu, norm, inputs, pool)
+    theirs = outputs(as_library, exact, [tensor.double() for tensor in inputs], pool)
+    assert [tensor.dtype for tensor in ours] == [dtype] * (1 + len(inputs)) + [torch.float32]
+    for our, their in zip(ours, theirs, strict=True):
+        assert_close(our, their, 5 * CLOSE[dtype])
+    for name in ("running_mean", "running_var"):
+        assert_close(getattr(norm, name), getattr(exact, name), 1e-5)
+    assert norm.num_batches_tracked == exact.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+def test_evaluation_takes_the_running_statistics_and_leaves_them(pool: bool, with_shortcut: bool) -> None:
+    x, norm = random_map(3, 8, 7, 6).float(), norm_for(8).eval()
+    shortcut = random_map(3, 8, 3, 3, seed=1).float() if pool else random_map(3, 8, 7, 6, seed=1).float()
+    shortcut = shortcut if with_shortcut else None
+    kept = copy.deepcopy(norm.state_dict())
+    with torch.no_grad():
+        assert_close(
+            norm_gelu(x, norm, shortcut=shortcut, pool=pool), as_library(x, norm, shortcut=shortcut, pool=pool), 1e-6
+        )
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, kept[name])
+
+
+def test_statistics_that_are_not_to_be_followed_stay() -> None:
+    norm = norm_for(8)
+    norm.track_running_stats = False
+    kept = copy.deepcopy(norm.state_dict())
+    x = random_map(3, 8, 4, 4).float()
+    with torch.no_grad():
+        theirs = F.gelu(F.batch_norm(x, None, None, norm.weight, norm.bias, training=True))
+        assert_close(norm_gelu(x, norm), theirs, 1e-5)
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, kept[name])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_gelu_is_exact_from_end_to_end(dtype: torch.dtype) -> None:
+    """Over all of what a network makes, in the tails as well, and its slope."""
+    line = torch.linspace(-40, 40, 2 * 3 * 40 * 40, dtype=torch.float64).reshape(2, 3, 40, 40).to(dtype)
+    ours, theirs = line.clone().requires_grad_(), line.double().requires_grad_()
+    result, exact = gelu(ours), F.gelu(theirs)
+    result.sum().backward()
+    exact.sum().backward()
+    relative = 1e-6 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(result.double(), exact, rtol=relative, atol=4e-7)
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=relative, atol=4e-7)
+
+
+def test_what_is_no_number_is_not_hidden() -> None:
+    for place in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        x = random_map(2, 8, 4, 4).float()
+        x[(0, 3, *place)] = float("nan")
+        for dtype in CLOSE:
+            pooled, _ = maps.max_pool(x.to(dtype))
+            assert pooled.values.isnan().sum() == 1
+            assert norm_gelu(x.to(dtype), norm_for(8), pool=True)[:, 3].isnan().all()
+
+
+def test_of_equal_values_the_first_takes_the_gradient() -> None:
+    x = torch.zeros(2, 8, 4, 6).contiguous(memory_format=torch.channels_last)
+    pooled, _ = maps.max_pool(x)
+    assert not pooled.places.any()
+
+
+def test_memory_layouts_do_not_matter() -> None:
+    x, shortcut = random_map(3, 16, 6, 6).float(), random_map(3, 16, 6, 6, seed=1).float()
+    last = outputs(norm_gelu, norm_for(16), [x, shortcut], pool=False)
+    first = outputs(norm_gelu, norm_for(16), [x.contiguous(), shortcut.contiguous()], pool=False)
+    for one, other in zip(last, first, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_threads_share_the_work_and_repeat_its_bits(num_threads: int) -> None:
+    x = random_map(7, 16, 8, 8).float()
+    whole = outputs(norm_gelu, norm_for(16), [x], pool=True)
+    kept = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        runs = [outputs(norm_gelu, norm_for(16), [x], pool=True) for _ in range(2)]
+    finally:
+        torch.set_num_threads(kept)
+    for one, again, reference in zip(*runs, whole, strict=True):
+        assert torch.equal(one, again)
+        assert_close(one, reference, 1e-6)
+
+
+def test_the_network_is_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients of the whole speedrun network, ours and the library's activations."""
+    torch.manual_seed(0)
+    network = SpeedNet(10, (8, 16, 16))
+    images, labels = random_map(6, 3, 32, 32).float(), torch.arange(6)
+
+    def step() -> list[Tensor]:
+        ours = copy.deepcopy(network)
+        F.cross_entropy(ours(images), labels).backward()
+        gradients = [parameter.grad for parameter in ours.parameters() if parameter.requires_grad]
+        return [*gradients, *(buffer for name, buffer in ours.named_buffers() if "running" in name)]
+
+    ours = step()
+    monkeypatch.setattr(activation, "_is_ours", lambda x: False)
+    for our, their in zip(ours, step(), strict=True):
+        assert_close(our, their, 1e-3)
