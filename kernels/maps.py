@@ -40,7 +40,7 @@ def prepare(dtype: torch.dtype) -> None:
 
 def add_up(x: Tensor) -> Tensor:
     """Sums of each channel's values, and of their squares: float64 [2, channels]."""
-    sums = _Sums(x)
+    sums = Sums(x)
     _run(ADD_UP, x, _num_pixels(x), *sums.begun)
     return sums.total()
 
@@ -48,7 +48,7 @@ def add_up(x: Tensor) -> Tensor:
 def max_pool(x: Tensor) -> tuple[Pooled, Tensor]:
     """The map pooled, and sums of what is left of it as `add_up`'s."""
     n, channels, height, width = x.shape
-    sums, values = _Sums(x), _empty(x, (n, channels, height // 2, width // 2))
+    sums, values = Sums(x), _empty(x, (n, channels, height // 2, width // 2))
     places = torch.empty_like(values, dtype=torch.uint8)
     _run(MAX_POOL, x, n * (height // 2), *sums.begun, height, width, values, places)
     return Pooled(values, places), sums.total()
@@ -66,7 +66,7 @@ def gelu_gradient(x: Tensor, affine: Affine, shortcut: Tensor | None, gradient: 
 
     Beside it, sums by channel, float64 [2, channels]: of that gradient, and of it times x.
     """
-    result, sums = torch.empty_like(x), _Sums(x)
+    result, sums = torch.empty_like(x), Sums(x)
     _run(GELU_GRADIENT, x, _num_pixels(x), *affine, *_shortcut(x, shortcut), result, gradient, *sums.begun)
     return result, sums.total()
 
@@ -88,8 +88,8 @@ def max_unpool(
     return result
 
 
-class _Sums:
-    """Two sums for each channel and task."""
+class Sums:
+    """Two sums for each channel of a map, begun as zeros by each task."""
 
     def __init__(self, x: Tensor) -> None:
         shape = (num_tasks_for(len(x)), 2, x.shape[1])

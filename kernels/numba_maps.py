@@ -143,7 +143,7 @@ def _share_below(x, bell):
 
 
 @compiled_fused
-def _flush(partial, sums, num):
+def flush(partial, sums, num):
     """Add the partial sums to the sums and begin them anew."""
     for j in range(num):
         sums[j] += partial[j]
@@ -166,7 +166,7 @@ def _add_up(x, numbers, task, first, last):
                 value = _get(x, at + j)
                 _add(partial, j, value)
                 _add(partial, channels + j, value * value)
-        _flush(partial, sums, 2 * channels)
+        flush(partial, sums, 2 * channels)
 
 
 @compiled_fused
@@ -177,8 +177,42 @@ def _larger(best, place, value, its_place):
 
 
 @compiled_fused
+def pool_row(upper, lower, pitch, columns, channels, result, places, partial):
+    """The largest of each 2x2 values of two rows, whose pixels are `pitch` values apart, and which it is, to one row.
+
+    Adds the results and their squares to partial sums.
+    """
+    for column in range(columns):
+        left, at = 2 * column * pitch, column * channels
+        right = left + pitch
+        for j in range(channels):
+            best, place = _larger(_get(upper, left + j), _ZERO, _get(upper, right + j), _F(1))
+            best, place = _larger(best, place, _get(lower, left + j), _F(2))
+            best, place = _larger(best, place, _get(lower, right + j), _F(3))
+            _put(result, at + j, best)
+            _put(places, at + j, place)
+            _add(partial, j, best)
+            _add(partial, channels + j, best * best)
+
+
+@compiled_fused
+def unpool_row(g, x, places, a, b, c, columns, channels, upper, lower, pitch):
+    """g * a + x * b + c of a row, each value written to its place of 2x2 in two rows of pixels, the others zeros."""
+    for column in range(columns):
+        left, at = 2 * column * pitch, column * channels
+        right = left + pitch
+        for j in range(channels):
+            value = _get(g, at + j) * _get(a, j) + _get(x, at + j) * _get(b, j) + _get(c, j)
+            place = _get(places, at + j)
+            _put(upper, left + j, value if place == _F(0) else _ZERO)
+            _put(upper, right + j, value if place == _F(1) else _ZERO)
+            _put(lower, left + j, value if place == _F(2) else _ZERO)
+            _put(lower, right + j, value if place == _F(3) else _ZERO)
+
+
+@compiled_fused
 def _max_pool(x, numbers, task, first, last):
-    """The largest of each 2x2 values of x, which it is, and sums as `_add_up`'s; rows first to last of the result.
+    """`pool_row` for rows first to last of the result.
 
     numbers: x, channels, sums, partial sums, height and width of x, result, uint8 places 0 to 3.
     """
@@ -188,20 +222,10 @@ def _max_pool(x, numbers, task, first, last):
     result, places = _like(x, numbers[6]), _bytes_at(numbers[7])
     rows, columns = height // 2, width // 2
     for row in range(first, last):
-        upper = (row // rows * height + row % rows * 2) * width * channels
-        for column in range(columns):
-            a = upper + 2 * column * channels
-            b, c, d = a + channels, a + width * channels, a + (width + 1) * channels
-            at = (row * columns + column) * channels
-            for j in range(channels):
-                best, place = _larger(_get(x, a + j), _ZERO, _get(x, b + j), _F(1))
-                best, place = _larger(best, place, _get(x, c + j), _F(2))
-                best, place = _larger(best, place, _get(x, d + j), _F(3))
-                _put(result, at + j, best)
-                _put(places, at + j, place)
-                _add(partial, j, best)
-                _add(partial, channels + j, best * best)
-        _flush(partial, sums, 2 * channels)
+        upper = moved(x, (row // rows * height + row % rows * 2) * width * channels)
+        lower, at = moved(upper, width * channels), row * columns * channels
+        pool_row(upper, lower, channels, columns, channels, moved(result, at), moved(places, at), partial)
+        flush(partial, sums, 2 * channels)
 
 
 @compiled_fused
@@ -243,7 +267,7 @@ def _gelu_gradient(x, numbers, task, first, last):
                 _put(result, at + j, ours)
                 _add(partial, j, ours)
                 _add(partial, channels + j, ours * plain)
-        _flush(partial, sums, 2 * channels)
+        flush(partial, sums, 2 * channels)
 
 
 @compiled_fused
@@ -272,24 +296,16 @@ def _max_unpool(x, numbers, task, first, last):
     rows, columns = height // 2, width // 2
     for image in range(first, last):
         for row in range(rows):
-            upper = (image * height + 2 * row) * width * channels
-            lower = upper + width * channels
-            for column in range(columns):
-                at = ((image * rows + row) * columns + column) * channels
-                left = 2 * column * channels
-                for j in range(channels):
-                    value, place = (
-                        _get(g, at + j) * _get(a, j) + _get(x, at + j) * _get(b, j) + _get(c, j),
-                        _get(places, at + j),
-                    )
-                    _put(result, upper + left + j, value if place == _F(0) else _ZERO)
-                    _put(result, upper + left + channels + j, value if place == _F(1) else _ZERO)
-                    _put(result, lower + left + j, value if place == _F(2) else _ZERO)
-                    _put(result, lower + left + channels + j, value if place == _F(3) else _ZERO)
+            at = (image * rows + row) * columns * channels
+            upper = moved(result, (image * height + 2 * row) * width * channels)
+            lower = moved(upper, width * channels)
+            unpool_row(
+                moved(g, at), moved(x, at), moved(places, at), a, b, c, columns, channels, upper, lower, channels
+            )
             # Pooling drops the last row and column of an odd map.
             for j in range(2 * columns * channels, width * channels):
-                _put(result, upper + j, _ZERO)
-                _put(result, lower + j, _ZERO)
+                _put(upper, j, _ZERO)
+                _put(lower, j, _ZERO)
         for j in range(2 * rows * width * channels, height * width * channels):
             _put(result, image * height * width * channels + j, _ZERO)
 

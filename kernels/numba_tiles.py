@@ -15,6 +15,7 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from fastcifar.kernels.numba_jit import compiled, compiled_callback, compiled_for
+from fastcifar.kernels.numba_maps import flush, pool_row, unpool_row
 from fastcifar.kernels.numba_vector import at_address, moved
 
 LANES = 8
@@ -31,7 +32,7 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 
 _FLOAT, _LONG, _BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(8).as_pointer()
 _FLOATS = types.CPointer(types.float32)
-_floats_at = at_address(types.float32)
+_bytes_at, _floats_at, _doubles_at = (at_address(kind) for kind in (types.uint8, types.float32, types.float64))
 
 
 @lru_cache(maxsize=8)
@@ -224,11 +225,39 @@ _LAYOUT = types.UniTuple(types.int64, 12)
 """n, height, width and channels of the images, and the rows and columns of zeros before each of them; rows and columns
 of tiles, a tile's side and the pixels from one to the next; a transformed tile's side and the floats between its places
 """
-_CONVERT = types.void(types.int64, types.uint64, types.uint64, _LAYOUT, types.float32[:, ::1], types.uint64)
+_FRAMED = (types.int64, types.uint64, _LAYOUT, types.float32[:, ::1], types.uint64)
+"""Tasks, a transform's address, the layout, each task's memory for an image, the tiles' address."""
+_CONVERT = types.void(*_FRAMED, types.uint64)
+_POOL = types.void(*_FRAMED, types.uint64, types.uint64, types.float64[:, ::1], types.float32[:, ::1])
+_UNPOOL = types.void(*_FRAMED, types.uint64, types.uint64, types.uint64, types.float32[:, ::1])
+
+
+@compiled
+def _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, into):
+    """Transform all tiles of an image: `into` tiles, from its frame, or the other way round."""
+    _, _, _, _, _, _, rows, columns, _, step, places, pitch = layout
+    for row in range(rows):
+        for column in range(columns):
+            tile = moved(_floats_at(tiles), ((image * rows + row) * columns + column) * padded)
+            corner = moved(framed, row * step * row_floats + column * step * padded)
+            if into:
+                _call(transform, tile, places * pitch, pitch, corner, row_floats, padded, padded)
+            else:
+                _call(transform, corner, row_floats, padded, tile, places * pitch, pitch, padded)
+
+
+@compiled
+def _frame(layout, scratch, task):
+    """A task's frame for an image and its zeros, the floats of its rows and of all, and the channels with padding."""
+    _, _, _, channels, _, _, rows, columns, side, step, _, _ = layout
+    padded = -(-channels // LANES) * LANES
+    row_floats = ((columns - 1) * step + side) * padded
+    framed = _floats_at(np.uint64(scratch.ctypes.data + task * scratch.shape[1] * 4))
+    return framed, row_floats, ((rows - 1) * step + side) * row_floats, padded
 
 
 @compiled_for(_CONVERT, parallel=True)
-def to_tiles(num_tasks, transform, images, layout, scratch, tiles):
+def to_tiles(num_tasks, transform, layout, scratch, tiles, images):
     """Transform each tile of images [n, h, w, channels], which overlap, to places [side * side, n * tiles, channels].
 
     transform, images, tiles: addresses. scratch: float32 [num_tasks, floats of an image with its zeros]. In `tiles` the
@@ -236,57 +265,89 @@ def to_tiles(num_tasks, transform, images, layout, scratch, tiles):
     """
     for unsigned in prange(num_tasks):
         task = np.int64(unsigned)
-        n, height, width, channels, top, left, rows, columns, side, step, places, pitch = layout
-        padded = -(-channels // LANES) * LANES
-        row_floats = ((columns - 1) * step + side) * padded
-        framed = _floats_at(np.uint64(scratch.ctypes.data + task * scratch.shape[1] * 4))
-        _clear(framed, ((rows - 1) * step + side) * row_floats)
+        n, height, width, channels, top, left = layout[:6]
+        framed, row_floats, num_floats, padded = _frame(layout, scratch, task)
+        _clear(framed, num_floats)
         for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
             for y in range(height):
                 source = moved(_floats_at(images), (image * height + y) * width * channels)
                 target = moved(framed, (y + top) * row_floats + left * padded)
                 _copy_row(target, padded, source, channels, width, channels)
-            for row in range(rows):
-                for column in range(columns):
-                    tile = (image * rows + row) * columns + column
-                    _call(
-                        transform,
-                        moved(_floats_at(tiles), tile * padded),
-                        places * pitch,
-                        pitch,
-                        moved(framed, row * step * row_floats + column * step * padded),
-                        row_floats,
-                        padded,
-                        padded,
-                    )
+            _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, True)
 
 
 @compiled_for(_CONVERT, parallel=True)
-def from_tiles(num_tasks, transform, images, layout, scratch, tiles):
+def from_tiles(num_tasks, transform, layout, scratch, tiles, images):
     """Write images from their transformed tiles, the other way round; where tiles overlap their sum is written."""
     for unsigned in prange(num_tasks):
         task = np.int64(unsigned)
-        n, height, width, channels, top, left, rows, columns, side, step, places, pitch = layout
-        padded = -(-channels // LANES) * LANES
-        row_floats = ((columns - 1) * step + side) * padded
-        framed = _floats_at(np.uint64(scratch.ctypes.data + task * scratch.shape[1] * 4))
+        n, height, width, channels, top, left, _, _, side, step = layout[:10]
+        framed, row_floats, num_floats, padded = _frame(layout, scratch, task)
         for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
             if side > step:
-                _clear(framed, ((rows - 1) * step + side) * row_floats)
-            for row in range(rows):
-                for column in range(columns):
-                    tile = (image * rows + row) * columns + column
-                    _call(
-                        transform,
-                        moved(framed, row * step * row_floats + column * step * padded),
-                        row_floats,
-                        padded,
-                        moved(_floats_at(tiles), tile * padded),
-                        places * pitch,
-                        pitch,
-                        padded,
-                    )
+                _clear(framed, num_floats)
+            _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, False)
             for y in range(height):
                 target = moved(_floats_at(images), (image * height + y) * width * channels)
                 source = moved(framed, (y + top) * row_floats + left * padded)
                 _copy_row(target, channels, source, padded, width, channels)
+
+
+@compiled_for(_POOL, parallel=True)
+def pool_tiles(num_tasks, transform, layout, scratch, tiles, results, places, sums, partial):
+    """What `from_tiles` and max-pooling of its images give, which are never written: results, places and sums.
+
+    As maps.py has them; sums float64 and partial sums float32 [num_tasks, 2 * channels].
+    """
+    for unsigned in prange(num_tasks):
+        task = np.int64(unsigned)
+        n, height, width, channels = layout[:4]
+        framed, row_floats, _, padded = _frame(layout, scratch, task)
+        ours = _doubles_at(np.uint64(sums.ctypes.data + task * channels * 16))
+        ours_partial = _floats_at(np.uint64(partial.ctypes.data + task * channels * 8))
+        for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
+            _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, False)
+            for row in range(height // 2):
+                at = (image * (height // 2) + row) * (width // 2) * channels
+                upper = moved(framed, 2 * row * row_floats)
+                pool_row(
+                    upper,
+                    moved(upper, row_floats),
+                    padded,
+                    width // 2,
+                    channels,
+                    moved(_floats_at(results), at),
+                    moved(_bytes_at(places), at),
+                    ours_partial,
+                )
+                flush(ours_partial, ours, 2 * channels)
+
+
+@compiled_for(_UNPOOL, parallel=True)
+def unpool_tiles(num_tasks, transform, layout, scratch, tiles, gradient, values, places, by_channel):
+    """What `to_tiles` gives of a pooled map's gradient, which is never written; by_channel float32 [3, channels]."""
+    for unsigned in prange(num_tasks):
+        task = np.int64(unsigned)
+        n, height, width, channels = layout[:4]
+        framed, row_floats, num_floats, padded = _frame(layout, scratch, task)
+        a = _floats_at(np.uint64(by_channel.ctypes.data))
+        b, c = moved(a, channels), moved(a, 2 * channels)
+        _clear(framed, num_floats)
+        for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
+            for row in range(height // 2):
+                at = (image * (height // 2) + row) * (width // 2) * channels
+                upper = moved(framed, 2 * row * row_floats)
+                unpool_row(
+                    moved(_floats_at(gradient), at),
+                    moved(_floats_at(values), at),
+                    moved(_bytes_at(places), at),
+                    a,
+                    b,
+                    c,
+                    width // 2,
+                    channels,
+                    upper,
+                    moved(upper, row_floats),
+                    padded,
+                )
+            _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, True)

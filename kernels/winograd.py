@@ -7,14 +7,17 @@ gradients are the same three steps the other way round. m is chosen by the shape
 """
 
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastcifar.kernels import numba_tiles
+from fastcifar.kernels.maps import Pooled, Sums
 from fastcifar.kernels.numba_tiles import FROM_PATCH, FROM_PRODUCT, LANES, SIZES, TAPS, TO_GRADIENT, TO_PATCH
 from fastcifar.kernels.threads import num_tasks_for, run_parallel
 
@@ -70,49 +73,12 @@ def prepare() -> None:
             numba_tiles.transform(size, use)
 
 
-def convolve(images: Tensor, weight: Tensor, sides: Sides) -> Tensor:
-    """Images [n, channels_in, h, w] convolved by weight [channels_out, channels_in, 3, 3], zeros put on `sides`.
+class Unpooled(NamedTuple):
+    """The gradient of a map that was pooled: what maps.max_unpool would make of these, which is never made."""
 
-    Both float32 on a CPU, h and w with their zeros at least 3. Returns [n, channels_out, h + top + bottom - 2, w + left
-    + right - 2], channels-last. Nothing is recorded for a gradient: see `gradients`.
-    """
-    work = _Work.of(images, weight, sides)
-    by_place = _transformed_weight(weight, work.tiling.size)
-    images_nhwc = images.permute(0, 2, 3, 1).contiguous()
-    output_nhwc = images.new_empty((work.n, work.out_height, work.out_width, work.channels_out))
-    for start, stop in work.pieces():
-        patches, products = work.tiles(stop - start)
-        work.to_patches(images_nhwc[start:stop], patches)
-        torch.bmm(patches, by_place, out=products)
-        work.from_products(products, output_nhwc[start:stop])
-    return output_nhwc.permute(0, 3, 1, 2)
-
-
-def gradients(
-    images: Tensor, weight: Tensor, gradient: Tensor, sides: Sides, *, of_images: bool, of_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a convolution's images and of its weight, those that are asked for, from that of its output.
-
-    images, weight, sides: as `convolve` had them; gradient: float32 [n, channels_out, h', w'].
-    """
-    work = _Work.of(images, weight, sides)
-    images_nhwc, gradient_nhwc = (tensor.permute(0, 2, 3, 1).contiguous() for tensor in (images, gradient))
-    to_images = _transformed_weight(weight, work.tiling.size).transpose(1, 2) if of_images else None
-    result_nhwc = torch.empty_like(images_nhwc) if of_images else None
-    by_place = weight.new_zeros((work.tiling.places**2, work.channels_in, work.channels_out)) if of_weight else None
-    for start, stop in work.pieces():
-        patches, products = work.tiles(stop - start)
-        work.to_gradients(gradient_nhwc[start:stop], products)
-        if by_place is not None:
-            work.to_patches(images_nhwc[start:stop], patches)
-            by_place.baddbmm_(patches.transpose(1, 2), products)
-        if to_images is not None and result_nhwc is not None:
-            torch.bmm(products, to_images, out=patches)
-            work.from_patches(patches, result_nhwc[start:stop])
-    return (
-        None if result_nhwc is None else result_nhwc.permute(0, 3, 1, 2),
-        None if by_place is None else _weight_gradient(by_place, work.tiling.size),
-    )
+    gradient: Tensor
+    pooled: Pooled
+    by_channel: tuple[Tensor, Tensor, Tensor]
 
 
 @lru_cache(maxsize=len(SIZES))
@@ -165,77 +131,145 @@ _MEMORY = _Memory()
 
 
 @dataclass(frozen=True)
-class _Work:
-    """One convolution's shapes, and what is done to a piece of the batch."""
+class Convolution:
+    """A convolution's shapes and its weight, transformed: what its way forward and its way back have in common.
+
+    All tensors are float32 on a CPU, results channels-last; nothing is recorded for a gradient.
+    """
 
     n: int
     height: int
     width: int
-    channels_in: int
-    channels_out: int
     sides: Sides
     tiling: Tiling
+    by_place: Tensor
+    """The transformed weight [places * places, channels_in, channels_out]."""
 
     @classmethod
-    def of(cls, images: Tensor, weight: Tensor, sides: Sides) -> "_Work":
-        n, channels_in, height, width = images.shape
+    def of(cls, images: Tensor, weight: Tensor, sides: Sides) -> "Convolution":
+        """For images [n, channels_in, h, w], weight [channels_out, channels_in, 3, 3], zeros put on `sides`.
+
+        h and w with their zeros are at least 3.
+        """
+        n, _, height, width = images.shape
         left, right, top, bottom = sides
         tiling = tiling_for(height + top + bottom + 1 - TAPS, width + left + right + 1 - TAPS)
-        return cls(n, height, width, channels_in, weight.shape[0], sides, tiling)
+        return cls(n, height, width, sides, tiling, _transformed_weight(weight, tiling.size))
+
+    @property
+    def channels_in(self) -> int:
+        """Channels of the images."""
+        return self.by_place.shape[1]
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the output."""
+        return self.by_place.shape[2]
 
     @property
     def out_height(self) -> int:
+        """Rows of the output: h + top + bottom - 2."""
         return self.height + self.sides[2] + self.sides[3] + 1 - TAPS
 
     @property
     def out_width(self) -> int:
+        """Columns of the output: w + left + right - 2."""
         return self.width + self.sides[0] + self.sides[1] + 1 - TAPS
 
-    def pieces(self) -> list[tuple[int, int]]:
-        """First image and the one after the last, of each piece."""
+    def output(self, images: Tensor) -> Tensor:
+        """[n, channels_out, out_height, out_width]."""
+        output = _empty(self.n, self.channels_out, self.out_height, self.out_width)
+        for piece, products in self._products(images):
+            self._run(numba_tiles.from_tiles, FROM_PRODUCT, piece, products, output[piece].data_ptr())
+        return output
+
+    def pooled_output(self, images: Tensor) -> tuple[Pooled, Tensor]:
+        """What maps.max_pool makes of the output, which itself is never written."""
+        values = _empty(self.n, self.channels_out, self.out_height // 2, self.out_width // 2)
+        pooled, sums = Pooled(values, torch.empty_like(values, dtype=torch.uint8)), Sums(values)
+        for piece, products in self._products(images):
+            addresses = [part[piece].data_ptr() for part in pooled]
+            arrays = [part.flatten(1).numpy() for part in sums.begun]
+            self._run(numba_tiles.pool_tiles, FROM_PRODUCT, piece, products, *addresses, *arrays)
+        return pooled, sums.total()
+
+    def gradients(
+        self, images: Tensor, gradient: Tensor | Unpooled, *, of_images: bool, of_weight: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of the images and of the weight, those that are asked for, from that of the output."""
+        images = _channels_last(images)
+        if isinstance(gradient, Tensor):
+            gradient = _channels_last(gradient)
+        result = _empty(*images.shape) if of_images else None
+        of_places = torch.zeros_like(self.by_place) if of_weight else None
+        for piece in self._pieces():
+            patches, products = self._tiles(piece)
+            self._to_gradients(gradient, piece, products)
+            if of_places is not None:
+                self._run(numba_tiles.to_tiles, TO_PATCH, piece, patches, images[piece].data_ptr())
+                of_places.baddbmm_(patches.transpose(1, 2), products)
+            if result is not None:
+                torch.bmm(products, self.by_place.transpose(1, 2), out=patches)
+                self._run(numba_tiles.from_tiles, FROM_PATCH, piece, patches, result[piece].data_ptr())
+        return result, None if of_places is None else _weight_gradient(of_places, self.tiling.size)
+
+    def _products(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The transformed output of each piece of the batch, in memory that the next piece takes."""
+        images = _channels_last(images)
+        for piece in self._pieces():
+            patches, products = self._tiles(piece)
+            self._run(numba_tiles.to_tiles, TO_PATCH, piece, patches, images[piece].data_ptr())
+            torch.bmm(patches, self.by_place, out=products)
+            yield piece, products
+
+    def _to_gradients(self, gradient: Tensor | Unpooled, piece: slice, products: Tensor) -> None:
+        """Transform a piece of the output's gradient to that of the products."""
+        if isinstance(gradient, Tensor):
+            self._run(numba_tiles.to_tiles, TO_GRADIENT, piece, products, gradient[piece].data_ptr())
+            return
+        addresses = [part[piece].data_ptr() for part in (gradient.gradient, *gradient.pooled)]
+        by_channel = torch.stack(gradient.by_channel).numpy()
+        self._run(numba_tiles.unpool_tiles, TO_GRADIENT, piece, products, *addresses, by_channel)
+
+    def _pieces(self) -> list[slice]:
+        """Which images are worked on at a time."""
         values = self.tiling.multiplications * (self.channels_in + self.channels_out)
         length = max(1, _PIECE // values)
-        return [(start, min(start + length, self.n)) for start in range(0, self.n, length)]
+        return [slice(start, min(start + length, self.n)) for start in range(0, self.n, length)]
 
-    def tiles(self, n: int) -> tuple[Tensor, Tensor]:
-        """Memory for n images' transformed patches and products: [places, n * tiles, channels], until the next call."""
-        places, num = self.tiling.places**2, n * self.tiling.rows * self.tiling.columns
+    def _tiles(self, piece: slice) -> tuple[Tensor, Tensor]:
+        """Memory for the transformed patches and products: [places, n * tiles, channels], until the next call."""
+        places, num = self.tiling.places**2, (piece.stop - piece.start) * self.tiling.rows * self.tiling.columns
         patches, products = (
             _MEMORY.take(name, places * num * _padded(channels)).view(places, num, -1)[:, :, :channels]
             for name, channels in (("patches", self.channels_in), ("products", self.channels_out))
         )
         return patches, products
 
-    def to_patches(self, images_nhwc: Tensor, patches: Tensor) -> None:
-        """Transform the images' overlapping patches."""
-        self._run(TO_PATCH, images_nhwc, patches)
-
-    def from_products(self, products: Tensor, output_nhwc: Tensor) -> None:
-        """Write the output that the products are the transform of."""
-        self._run(FROM_PRODUCT, output_nhwc, products)
-
-    def to_gradients(self, gradient_nhwc: Tensor, products: Tensor) -> None:
-        """Transform the output's gradient to that of the products."""
-        self._run(TO_GRADIENT, gradient_nhwc, products)
-
-    def from_patches(self, patches: Tensor, result_nhwc: Tensor) -> None:
-        """Write the images' gradient from that of the transformed patches."""
-        self._run(FROM_PATCH, result_nhwc, patches)
-
-    def _run(self, use: int, images_nhwc: Tensor, tiles: Tensor) -> None:
-        n, height, width, channels = images_nhwc.shape
-        of_patches = use in (TO_PATCH, FROM_PATCH)
-        size, rows, columns = self.tiling.size, self.tiling.rows, self.tiling.columns
-        side = self.tiling.places if of_patches else size
-        left, top = (self.sides[0], self.sides[2]) if of_patches else (0, 0)
-        framed = ((rows - 1) * size + side) * ((columns - 1) * size + side) * _padded(channels)
+    def _run(self, parallel: Any, use: int, piece: slice, tiles: Tensor, *rest: Any) -> None:
+        """Run one of numba_tiles' functions for a piece of the images or of the output, as the use has it."""
+        n, size, rows, columns = piece.stop - piece.start, self.tiling.size, self.tiling.rows, self.tiling.columns
+        if use in (TO_PATCH, FROM_PATCH):
+            shape, side = (self.height, self.width, self.channels_in), self.tiling.places
+            before = self.sides[2], self.sides[0]
+        else:
+            shape, side, before = (self.out_height, self.out_width, self.channels_out), size, (0, 0)
+        framed = ((rows - 1) * size + side) * ((columns - 1) * size + side) * _padded(shape[-1])
         num_tasks = num_tasks_for(n)
         run_parallel(
-            numba_tiles.to_tiles if use in (TO_PATCH, TO_GRADIENT) else numba_tiles.from_tiles,
+            parallel,
             num_tasks,
             numba_tiles.transform(size, use).address,
-            images_nhwc.data_ptr(),
-            (n, height, width, channels, top, left, rows, columns, side, size, self.tiling.places, tiles.stride(0)),
+            (n, *shape, *before, rows, columns, side, size, self.tiling.places, tiles.stride(0)),
             np.empty((num_tasks, framed), dtype=np.float32),
             tiles.data_ptr(),
+            *rest,
         )
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)

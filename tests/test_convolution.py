@@ -114,7 +114,8 @@ def test_only_what_is_asked_for_is_computed() -> None:
     images, weight = (tensor.float() for tensor in images_and_weight(2, (16, 16), 6, 6, last=True))
     gradient = torch.randn(2, 16, 6, 6)
     for of_images, of_weight in [(False, True), (True, False)]:
-        both = winograd.gradients(images, weight, gradient, (1, 1, 1, 1), of_images=of_images, of_weight=of_weight)
+        work = winograd.Convolution.of(images, weight, (1, 1, 1, 1))
+        both = work.gradients(images, gradient, of_images=of_images, of_weight=of_weight)
         assert [part is not None for part in both] == [of_images, of_weight]
 
 

@@ -3,7 +3,7 @@
 On CPUs it is done in few passes over memory (kernels/maps.py), where the library's make one for each step.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastcifar.kernels.dispatch import has_numba
+from fastcifar.models.convolution import Sides, convolve_3x3, takes_winograd
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -23,12 +24,18 @@ def norm_gelu(x: Tensor, norm: nn.BatchNorm2d, *, shortcut: Tensor | None = None
 
     The shortcut is of the norm's shape, and so is the result, in x's dtype. The norm's scale is not trained here.
     """
-    # In evaluation mode the library's way is taken where a gradient is wanted: nobody trains so.
-    if not _is_ours(x) or (torch.is_grad_enabled() and not norm.training):
+    if not _takes_ours(x, norm):
         normalised = norm(F.max_pool2d(x, 2) if pool else x)
         return F.gelu(normalised if shortcut is None else normalised + shortcut)
     shortcut = None if shortcut is None else _channels_last(shortcut.to(x.dtype))
     return _NormGelu.apply(_channels_last(x), norm.bias, shortcut, norm, pool)
+
+
+def convolve_pool_norm_gelu(images: Tensor, weight: Tensor, norm: nn.BatchNorm2d, sides: Sides) -> Tensor:
+    """`norm_gelu` of `convolve_3x3`'s output, pooled; where it pays, that output is never written to memory."""
+    if _takes_ours(images, norm) and takes_winograd(images, weight, sides):
+        return _ConvolvePoolNormGelu.apply(images, weight, norm.bias, norm, sides)
+    return norm_gelu(convolve_3x3(images, weight, sides=sides), norm, pool=True)
 
 
 def prepare(device: torch.device, dtype: torch.dtype) -> None:
@@ -47,6 +54,11 @@ def _is_ours(x: Tensor) -> bool:
     from fastcifar.kernels import maps
 
     return x.dtype in maps.DTYPES and x.numel() > 0
+
+
+def _takes_ours(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+    # In evaluation mode the library's way is taken where a gradient is wanted: nobody trains so.
+    return _is_ours(x) and (norm.training or not torch.is_grad_enabled())
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -78,6 +90,15 @@ def _identity(x: Tensor) -> Any:
     return maps.Affine(torch.ones(x.shape[1]), torch.zeros(x.shape[1]))
 
 
+class _Normed(NamedTuple):
+    """A norm's way for one batch: x * scale + shift, float32, by mean and 1 / deviation, float64; all [channels]."""
+
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
+    inverse: Tensor
+
+
 class _NormGelu(torch.autograd.Function):
     """Max-pooling, the norm, the shortcut and GELU."""
 
@@ -89,37 +110,80 @@ class _NormGelu(torch.autograd.Function):
         places, sums = None, None
         if pool:
             (x, places), sums = maps.max_pool(x)
-        if norm.training:
-            mean, variance = _moments(maps.add_up(x) if sums is None else sums, x)
-            if norm.track_running_stats:
-                _follow(norm, mean, variance, x.numel() // x.shape[1])
-        else:
-            mean, variance = (statistic.double() for statistic in _running(norm))
-        inverse = (variance + norm.eps).rsqrt()
-        scale = norm.weight * inverse
-        affine = maps.Affine(scale.float(), (bias - mean * scale).float())
-        ctx.save_for_backward(x, shortcut, places, *affine, mean, inverse)
-        return maps.gelu(x, affine, shortcut)
+        elif norm.training:
+            sums = maps.add_up(x)
+        normed = _normed(x, sums, bias, norm)
+        ctx.save_for_backward(x, shortcut, places, *normed)
+        return maps.gelu(x, maps.Affine(*normed[:2]), shortcut)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from fastcifar.kernels import maps
 
-        x, shortcut, places, scale, shift, mean, inverse = ctx.saved_tensors
-        gradient, sums = maps.gelu_gradient(x, maps.Affine(scale, shift), shortcut, _channels_last(gradients[0]))
-        num = x.numel() // x.shape[1]
-        of_bias = sums[0]
-        # The norm's gradient is scale * (g - mean(g) - x' * mean(g x')), where x' = (x - mean) * inverse.
-        along = (sums[1] - mean * of_bias) * inverse / num
-        by_x = -scale * inverse * along
-        constant = -scale * of_bias / num - by_x * mean
-        by_channel = (scale, by_x.float(), constant.float())
+        x, shortcut, places, *normed = ctx.saved_tensors
+        gradient, by_channel, of_bias = _gradients(x, _Normed(*normed), shortcut, gradients[0])
         if places is None:
             of_x = maps.combine(gradient, x, by_channel)
         else:
             of_x = maps.max_unpool(gradient, maps.Pooled(x, places), by_channel, *ctx.size)
-        return of_x, of_bias.float(), None if shortcut is None else gradient, None, None
+        return of_x, of_bias, None if shortcut is None else gradient, None, None
+
+
+class _ConvolvePoolNormGelu(torch.autograd.Function):
+    """Winograd's convolution, max-pooling, the norm and GELU: the map before pooling is never written."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, sides: Sides) -> Tensor:
+        from fastcifar.kernels import maps, winograd
+
+        ctx.convolution = winograd.Convolution.of(images, weight, sides)
+        (x, places), sums = ctx.convolution.pooled_output(images)
+        normed = _normed(x, sums, bias, norm)
+        ctx.save_for_backward(images, x, places, *normed)
+        return maps.gelu(x, maps.Affine(*normed[:2]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        from fastcifar.kernels import maps, winograd
+
+        images, x, places, *normed = ctx.saved_tensors
+        gradient, by_channel, of_bias = _gradients(x, _Normed(*normed), None, gradients[0])
+        unpooled = winograd.Unpooled(gradient, maps.Pooled(x, places), by_channel)
+        of_images, of_weight = ctx.needs_input_grad[:2]
+        both = ctx.convolution.gradients(images, unpooled, of_images=of_images, of_weight=of_weight)
+        return (*both, of_bias, None, None)
+
+
+def _normed(x: Tensor, sums: Tensor | None, bias: Tensor, norm: nn.BatchNorm2d) -> _Normed:
+    """The norm's way for x, whose sums it has while training; the running statistics follow."""
+    if norm.training:
+        assert sums is not None
+        mean, variance = _moments(sums, x)
+        if norm.track_running_stats:
+            _follow(norm, mean, variance, x.numel() // x.shape[1])
+    else:
+        mean, variance = (statistic.double() for statistic in _running(norm))
+    inverse = (variance + norm.eps).rsqrt()
+    scale = norm.weight * inverse
+    return _Normed(scale.float(), (bias - mean * scale).float(), mean, inverse)
+
+
+def _gradients(
+    x: Tensor, normed: _Normed, shortcut: Tensor | None, gradient: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
+    """From the result's gradient that of what GELU was taken of, how x's is combined of it and x, and the bias's."""
+    from fastcifar.kernels import maps
+
+    scale, shift, mean, inverse = normed
+    gradient, sums = maps.gelu_gradient(x, maps.Affine(scale, shift), shortcut, _channels_last(gradient))
+    num = x.numel() // x.shape[1]
+    # The norm's gradient is scale * (g - mean(g) - x' * mean(g x')), where x' = (x - mean) * inverse.
+    along = (sums[1] - mean * sums[0]) * inverse / num
+    by_x = -scale * inverse * along
+    constant = -scale * sums[0] / num - by_x * mean
+    return gradient, (scale, by_x.float(), constant.float()), sums[0].float()
 
 
 def _moments(sums: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

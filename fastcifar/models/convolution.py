@@ -40,15 +40,17 @@ def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None = None, sid
 
     Returns [n, channels_out, h + top + bottom - 2, w + left + right - 2] in the autocast dtype, if there is one.
     """
-    # A compiler sees more of the library's convolution than of ours.
-    if images.device.type == "cpu" and not torch.compiler.is_compiling():
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
-        left, right, top, bottom = sides
-        way = _way(dtype, weight, images.shape[-2] + top + bottom - 2, images.shape[-1] + left + right - 2)
-        if way is not None:
-            output = way.apply(images.to(dtype), weight.to(dtype), sides)
-            return output if bias is None else output + bias.to(dtype)[:, None, None]
-    return _convolve(images, weight, bias, sides)
+    way = _way_for(images, weight, sides)
+    if way is None:
+        return _convolve(images, weight, bias, sides)
+    dtype = _compute_dtype(images)
+    output = way.apply(images.to(dtype), weight.to(dtype), sides)
+    return output if bias is None else output + bias.to(dtype)[:, None, None]
+
+
+def takes_winograd(images: Tensor, weight: Tensor, sides: Sides) -> bool:
+    """Whether `convolve_3x3` makes the convolution with few multiplications."""
+    return _way_for(images, weight, sides) is _Winograd
 
 
 def prepare(device: torch.device, dtype: torch.dtype) -> None:
@@ -57,6 +59,19 @@ def prepare(device: torch.device, dtype: torch.dtype) -> None:
         from fastcifar.kernels import winograd
 
         winograd.prepare()
+
+
+def _compute_dtype(images: Tensor) -> torch.dtype:
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
+
+
+def _way_for(images: Tensor, weight: Tensor, sides: Sides) -> type[torch.autograd.Function] | None:
+    # A compiler sees more of the library's convolution than of ours.
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    left, right, top, bottom = sides
+    height, width = images.shape[-2] + top + bottom - 2, images.shape[-1] + left + right - 2
+    return _way(_compute_dtype(images), weight, height, width)
 
 
 def _way(dtype: torch.dtype, weight: Tensor, height: int, width: int) -> type[torch.autograd.Function] | None:
@@ -77,18 +92,15 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, weight: Tensor, sides: Sides) -> Tensor:
         from fastcifar.kernels import winograd
 
-        ctx.save_for_backward(images, weight)
-        ctx.sides = sides
-        return winograd.convolve(images, weight, sides)
+        ctx.convolution = winograd.Convolution.of(images, weight, sides)
+        ctx.save_for_backward(images)
+        return ctx.convolution.output(images)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        from fastcifar.kernels import winograd
-
-        images, weight = ctx.saved_tensors
         of_images, of_weight = ctx.needs_input_grad[:2]
-        both = winograd.gradients(images, weight, gradients[0], ctx.sides, of_images=of_images, of_weight=of_weight)
+        both = ctx.convolution.gradients(*ctx.saved_tensors, gradients[0], of_images=of_images, of_weight=of_weight)
         return (*both, None)
 
 
