@@ -15,8 +15,9 @@ from fastcifar.models.activation import gelu, norm_gelu
 from fastcifar.models.convolution import Sides
 from fastcifar.models.speednet import BatchNorm, SpeedNet
 
-# Rounding to bfloat16 is by at most 2^-9 of a value; a few roundings come together.
-CLOSE = {torch.float32: 2e-6, torch.bfloat16: 2**-6}
+# Rounding to bfloat16 is by at most 2^-9 of a value, and a few roundings come together; in both, a norm of few values
+# makes more of them where these lie close together.
+CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2**-4}
 
 
 def random_map(*shape: int, seed: int = 0, spread: float = 2.0, offset: float = 0.3) -> Tensor:
@@ -51,10 +52,11 @@ def outputs(function: object, norm: nn.BatchNorm2d, inputs: list[Tensor], pool: 
     return [result.detach(), *gradients]
 
 
-def assert_close(ours: Tensor, theirs: Tensor, share: float) -> None:
-    """Within this share of the largest value."""
+def assert_close(ours: Tensor, theirs: Tensor, share: float, least: float = 0.0) -> None:
+    """Within this share of the largest value, which counts as `least` where it is less."""
     assert ours.shape == theirs.shape
-    torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=share * float(theirs.abs().max()))
+    largest = max(least, float(theirs.abs().max()))
+    torch.testing.assert_close(ours.double(), theirs.double(), rtol=0, atol=share * largest)
 
 
 @given(
@@ -80,7 +82,8 @@ def test_result_and_gradients_are_the_librarys(
     theirs = outputs(as_library, exact, [tensor.double() for tensor in inputs], pool)
     assert [tensor.dtype for tensor in ours] == [dtype] * (1 + len(inputs)) + [torch.float32]
     for our, their in zip(ours, theirs, strict=True):
-        assert_close(our, their, 5 * CLOSE[dtype])
+        # The bias's gradient is a sum of values about 1, which may cancel.
+        assert_close(our, their, CLOSE[dtype], least=1.0 if our is ours[-1] else 0.0)
     for name in ("running_mean", "running_var"):
         assert_close(getattr(norm, name), getattr(exact, name), 1e-5)
     assert norm.num_batches_tracked == exact.num_batches_tracked == 1
