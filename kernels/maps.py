@@ -48,7 +48,7 @@ def add_up(x: Tensor) -> Tensor:
 def max_pool(x: Tensor) -> tuple[Pooled, Tensor]:
     """The map pooled, and sums of what is left of it as `add_up`'s."""
     n, channels, height, width = x.shape
-    sums, values = Sums(x), _empty(x, (n, channels, height // 2, width // 2))
+    sums, values = Sums(x), empty(n, channels, height // 2, width // 2, dtype=x.dtype)
     places = torch.empty_like(values, dtype=torch.uint8)
     _run(MAX_POOL, x, n * (height // 2), *sums.begun, height, width, values, places)
     return Pooled(values, places), sums.total()
@@ -83,7 +83,7 @@ def max_unpool(
 ) -> Tensor:
     """What `combine` gives of gradient and pooled values, each where its value came from, in a map of h x w zeros."""
     x, places = pooled
-    result = _empty(x, (*x.shape[:2], height, width))
+    result = empty(*x.shape[:2], height, width, dtype=x.dtype)
     _run(MAX_UNPOOL, x, len(x), *by_channel, gradient, result, places, height, width)
     return result
 
@@ -104,8 +104,9 @@ def _num_pixels(x: Tensor) -> int:
     return x.shape[0] * x.shape[2] * x.shape[3]
 
 
-def _empty(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A map [n, channels, h, w] with nothing in it yet, channels-last."""
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
 def _shortcut(x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, int]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.kernels import numba_tiles
-from fastcifar.kernels.maps import Pooled, Sums
+from fastcifar.kernels.maps import Pooled, Sums, empty
 from fastcifar.kernels.numba_tiles import FROM_PATCH, FROM_PRODUCT, LANES, SIZES, TAPS, TO_GRADIENT, TO_PATCH
 from fastcifar.kernels.threads import num_tasks_for, run_parallel
 
@@ -178,14 +178,14 @@ class Convolution:
 
     def output(self, images: Tensor) -> Tensor:
         """[n, channels_out, out_height, out_width]."""
-        output = _empty(self.n, self.channels_out, self.out_height, self.out_width)
+        output = empty(self.n, self.channels_out, self.out_height, self.out_width)
         for piece, products in self._products(images):
             self._run(numba_tiles.from_tiles, FROM_PRODUCT, piece, products, output[piece].data_ptr())
         return output
 
     def pooled_output(self, images: Tensor) -> tuple[Pooled, Tensor]:
         """What maps.max_pool makes of the output, which itself is never written."""
-        values = _empty(self.n, self.channels_out, self.out_height // 2, self.out_width // 2)
+        values = empty(self.n, self.channels_out, self.out_height // 2, self.out_width // 2)
         pooled, sums = Pooled(values, torch.empty_like(values, dtype=torch.uint8)), Sums(values)
         for piece, products in self._products(images):
             addresses = [part[piece].data_ptr() for part in pooled]
@@ -200,7 +200,7 @@ class Convolution:
         images = _channels_last(images)
         if isinstance(gradient, Tensor):
             gradient = _channels_last(gradient)
-        result = _empty(*images.shape) if of_images else None
+        result = empty(*images.shape) if of_images else None
         of_places = torch.zeros_like(self.by_place) if of_weight else None
         for piece in self._pieces():
             patches, products = self._tiles(piece)
@@ -269,7 +269,3 @@ class Convolution:
 
 def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
