@@ -119,6 +119,30 @@ def test_a_script_runs_in_turn_with_ours_and_goes_on(
     assert kept["script"] == script.name and kept["runs"] == runs
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's scripts compile, and warm up")
+@pytest.mark.parametrize(
+    ("calls", "seconds"),
+    [
+        ("main('warmup', 2)\n[main(run, 3) for run in range(2)]", [3.0, 3.0]),
+        ("[main(run, 3) for run in range(2)]", [3.0, 3.0]),
+        ("main(0, 2)\nmain(run=1, seconds=3)", [2.0, 3.0]),
+        ("for run in ['warmup', 0, 1]:\n    main(run, 2 if run == 'warmup' else 3)", [3.0, 3.0]),
+    ],
+)
+def test_on_a_cpu_no_run_warms_up_that_can_be_left_out(calls: str, seconds: list[float], tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(f"""
+def main(run, seconds):
+    if run == "warmup":
+        print("labels that mean nothing")
+    print("| %s | eval | 0.5 | %s |" % (run, seconds))
+print("| run | epoch | tta_val_acc | time_seconds |")
+{calls}
+""")
+    with Peer(path) as peer:
+        assert [peer.run().seconds for _ in seconds] == seconds
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_is_made_half_is_half_or_single(dtype: str) -> None:
     ended = subprocess.run([sys.executable, "-c", HALF % dtype], check=False, capture_output=True, text=True)

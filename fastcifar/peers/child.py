@@ -2,17 +2,20 @@
 
 Scripts of airbench's kind print a table: a row for each epoch, and one named "eval" at the end of each run. That one is
 told to the parent as a line of JSON, and nothing goes on until the parent says so; the script's own clock stands then.
-Between the rows a script may write what a terminal writes over, which ends in a carriage return.
+Between the rows a script may write what a terminal writes over, which ends in a carriage return. Before any row the
+child tells the parent whether the script's first run only warms up.
 """
 
+import ast
 import contextlib
 import ctypes
 import io
 import json
 import re
-import runpy
 import signal
 import sys
+from pathlib import Path
+from types import ModuleType
 from typing import IO
 
 COLUMNS = {"accuracy": ("tta_val_acc",), "seconds": ("time_seconds", "total_time_seconds")}
@@ -54,13 +57,34 @@ class Table(io.TextIOBase):
             raise SystemExit(0)
 
 
+class WithoutWarmUp(ast.NodeTransformer):
+    """Takes `main("warmup", ...)`, as a line of its own, out of a script: a whole run on labels that mean nothing."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        """Nothing in the place of such a line."""
+        if not isinstance(node.value, ast.Call) or not any(map(_names_warm_up, node.value.args)):
+            return node
+        return ast.copy_location(ast.Pass(), node)
+
+
+def warms_up(tree: ast.AST) -> bool:
+    """Whether a script names a warm-up other than to ask whether a run is one."""
+    asked = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Compare) for part in node.comparators}
+    return any(_names_warm_up(node) and id(node) not in asked for node in ast.walk(tree))
+
+
+def _names_warm_up(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and node.value == "warmup"
+
+
 def main(script: str) -> None:
-    """Run the script as it would be run by hand."""
+    """Run the script as it would be run by hand; without a GPU, but for the run that warms up what is compiled."""
     # A parent that is killed cannot end it any more, and a run is long.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     import torch
 
+    tree, discards = ast.parse(Path(script).read_bytes(), script), True
     if not torch.cuda.is_available():
         from fastcifar.peers import shim
         from fastcifar.schema import TrainConfig
@@ -69,9 +93,15 @@ def main(script: str) -> None:
         # What our own runs have on a CPU, the peer has too.
         keep_freed_memory()
         shim.install(pick_dtype(TrainConfig(), torch.device("cpu")))
-    sys.argv = [script]
+        # Nothing is compiled there, and a run takes as long as one that counts.
+        tree = ast.fix_missing_locations(WithoutWarmUp().visit(tree))
+        discards = warms_up(tree)
+    sys.argv, sys.path[0] = [script], str(Path(script).parent)
+    print(json.dumps({"discards_first": discards}), flush=True)
     sys.stdout = Table(sys.__stdout__, sys.__stdin__, sys.__stderr__)  # type: ignore[arg-type]
-    runpy.run_path(script, run_name="__main__")
+    module = sys.modules["__main__"] = ModuleType("__main__")
+    module.__file__ = script
+    exec(compile(tree, script, "exec"), vars(module))
 
 
 if __name__ == "__main__":

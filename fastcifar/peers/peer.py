@@ -7,6 +7,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fastcifar import artefacts
 
@@ -24,7 +25,7 @@ class PeerRun:
 class Peer:
     """A record script of airbench's kind, given as a path: CUDA as it is, elsewhere on the CPU by a shim.
 
-    Its first run warms up and does not count. A context manager; `ValueError` where the script ends without a run.
+    On a GPU its first run warms up and does not count. A context manager; `ValueError` where it ends without a run.
     """
 
     def __init__(self, script: Path) -> None:
@@ -56,27 +57,33 @@ class Peer:
             images, labels = torch.tensor(split.images_nhwc), torch.tensor(split.labels_n, dtype=torch.int64)
             torch.save({"images": images, "labels": labels, "classes": classes}, place / f"{part}.pt")
 
-    def warm_up(self) -> PeerRun:
-        """Start the script, and let it do its first run."""
-        folder = Path(self._folder.name)
-        with (folder / "log").open("w") as log:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "fastcifar.peers.child", str(self._script)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder,
-            )  # fmt: skip
-        return self._row()
-
     def run(self) -> PeerRun:
         """The next run."""
         if self._child is None:
-            self.warm_up()
+            if not self._start():
+                return self._row()
+            self._row()
         assert self._child is not None and self._child.stdin is not None
         with suppress(BrokenPipeError):  # where it has ended, the row that does not come says so
             self._child.stdin.write("go\n")
             self._child.stdin.flush()
         return self._row()
 
+    def _start(self) -> bool:
+        """Start the script; whether its first run does not count."""
+        folder = Path(self._folder.name)
+        with (folder / "log").open("w") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "fastcifar.peers.child", str(self._script)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder,
+            )  # fmt: skip
+        return bool(self._told()["discards_first"])
+
     def _row(self) -> PeerRun:
+        return PeerRun(**self._told())
+
+    def _told(self) -> dict[str, Any]:
+        """What the script's process says next."""
         assert self._child is not None and self._child.stdout is not None
         line = self._child.stdout.readline()
         if not line:
@@ -85,4 +92,5 @@ class Peer:
             raise ValueError(
                 f"--peer: {self._script.name} ended before a run did, exit code {self._child.wait()}: {last}"
             )
-        return PeerRun(**json.loads(line))
+        told: dict[str, Any] = json.loads(line)
+        return told
