@@ -7,13 +7,12 @@ Maps are float32 or bfloat16 [n, channels, h, w] on a CPU, in channels-last memo
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastcifar.kernels import numba_maps
 from fastcifar.kernels.numba_maps import ADD_UP, COMBINE, GELU, GELU_GRADIENT, MAX_POOL, MAX_UNPOOL
-from fastcifar.kernels.threads import num_tasks_for, run_parallel
+from fastcifar.kernels.threads import num_tasks_for, share_out
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -117,5 +116,5 @@ def _shortcut(x: Tensor, shortcut: Tensor | None) -> tuple[Tensor, int]:
 def _run(use: int, x: Tensor, num: int, *numbers: Tensor | int) -> None:
     """Run a kernel over num pixels, rows or images, with its numbers behind x and its channels."""
     kernel = numba_maps.kernel(use, x.dtype == torch.bfloat16)
-    addresses = [number.data_ptr() if isinstance(number, Tensor) else number for number in (x, x.shape[1], *numbers)]
-    run_parallel(numba_maps.share_out, num_tasks_for(len(x)), kernel.address, num, np.array(addresses, dtype=np.int64))
+    told = [number.data_ptr() if isinstance(number, Tensor) else number for number in (x, x.shape[1], *numbers)]
+    share_out(kernel, num, told, num_tasks_for(len(x)))

@@ -11,95 +11,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import prange
 
-from fastcifar.kernels import checks
-from fastcifar.kernels.numba_draw import draw_range, fisher_yates, is_possible, rows_inside
-from fastcifar.kernels.numba_jit import compiled_for
-from fastcifar.kernels.numba_pixels import augment_range
+from fastcifar.kernels import checks, numba_draw, numba_pixels
+from fastcifar.kernels.numba_draw import fisher_yates, is_possible, rows_inside
 from fastcifar.kernels.numba_task import scratch_bytes
-from fastcifar.kernels.numba_types import PARALLEL_AUGMENT, PARALLEL_DRAW
 from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, is_reflect
-from fastcifar.kernels.threads import num_tasks_for, run_parallel
+from fastcifar.kernels.threads import num_tasks_for, share_out
 
 if TYPE_CHECKING:
     import torch
-
-
-@compiled_for(PARALLEL_DRAW, parallel=True)
-def _draw(
-    num_tasks,
-    seed,
-    epoch,
-    indices,
-    setting_ints,
-    setting_floats,
-    cutmix_table,
-    mixup_table,
-    ints,
-    floats,
-):
-    num_images = len(indices)
-    for unsigned in prange(num_tasks):
-        task = np.int64(unsigned)
-        first, last = (
-            num_images * task // num_tasks,
-            num_images * (task + 1) // num_tasks,
-        )
-        draw_range(
-            first,
-            last,
-            seed,
-            epoch,
-            indices,
-            setting_ints,
-            setting_floats,
-            cutmix_table,
-            mixup_table,
-            ints,
-            floats,
-        )
-
-
-@compiled_for(PARALLEL_AUGMENT, parallel=True)
-def _augment(
-    num_tasks,
-    images,
-    rows,
-    ints,
-    floats,
-    height,
-    width,
-    reflect,
-    scale,
-    shift,
-    kind,
-    scratch,
-    out,
-):
-    num_images = len(rows)
-    for unsigned in prange(num_tasks):
-        task = np.int64(unsigned)
-        first, last = (
-            num_images * task // num_tasks,
-            num_images * (task + 1) // num_tasks,
-        )
-        augment_range(
-            first,
-            last,
-            images,
-            rows,
-            ints,
-            floats,
-            height,
-            width,
-            reflect,
-            scale,
-            shift,
-            kind,
-            scratch[task],
-            out,
-        )
 
 
 def draw(
@@ -118,21 +38,20 @@ def draw(
     below 2**32; indices_n: int64 [n], contiguous; ints, floats: int32 [n, 11] and float32 [n, 6], contiguous, written.
     num_threads: at most this many; None takes torch.get_num_threads(). Raises ValueError where it is less than 1.
     """
-    inputs = (
-        np.uint64(seed),
-        np.uint64(epoch),
-        indices_n,
-        settings[:NUM_SETTING_INTS],
-        settings[NUM_SETTING_INTS:],
-        *tables,
-        ints,
-        floats,
+    numbers, amounts = (np.array(part) for part in (settings[:NUM_SETTING_INTS], settings[NUM_SETTING_INTS:]))
+    drawing = numba_draw.Drawing(
+        # The bits of the seed, which may be 64.
+        seed=seed if seed < 1 << 63 else seed - (1 << 64),
+        epoch=epoch,
+        indices=address(indices_n),
+        settings=address(numbers),
+        amounts=address(amounts),
+        cutmix_table=address(tables[0]),
+        mixup_table=address(tables[1]),
+        ints=address(ints),
+        floats=address(floats),
     )
-    num_tasks = num_tasks_for(len(indices_n), num_threads)
-    if num_tasks == 1:
-        draw_range(0, len(indices_n), *inputs)
-    else:
-        run_parallel(_draw, num_tasks, *inputs)
+    share_out(numba_draw.draw, len(indices_n), drawing, num_tasks_for(len(indices_n), num_threads))
 
 
 def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:
@@ -166,23 +85,24 @@ def augment(
     """
     _, height, width, _ = images_nhwc.shape
     num_tasks = num_tasks_for(len(rows_n), num_threads)
-    inputs = (
-        address(images_nhwc),
-        rows_n,
-        plan.ints_nk,
-        plan.floats_nk,
-        height,
-        width,
-        is_reflect(plan.padding_mode),
-        scale,
-        shift,
-        checks.kind_of(out.dtype),
-    )
     scratch = _scratch(num_tasks, _scratch_bytes(height, width))
-    if num_tasks == 1:
-        augment_range(0, len(rows_n), *inputs, scratch[0], out.data_ptr())
-    else:
-        run_parallel(_augment, num_tasks, *inputs, scratch, out.data_ptr())
+    batch = numba_pixels.Batch(
+        num_images=len(rows_n),
+        height=height,
+        width=width,
+        reflect=is_reflect(plan.padding_mode),
+        kind=checks.kind_of(out.dtype),
+        images=address(images_nhwc),
+        rows=address(rows_n),
+        ints=address(plan.ints_nk),
+        floats=address(plan.floats_nk),
+        scale=address(scale),
+        shift=address(shift),
+        scratch=address(scratch),
+        scratch_bytes=scratch.shape[1],
+        out=out.data_ptr(),
+    )
+    share_out(numba_pixels.augment, len(rows_n), batch, num_tasks)
 
 
 def address(images_nhwc: Any) -> int:

@@ -1,10 +1,13 @@
 """Drawing, compiled for the CPU: Philox-4x32-10 and plans, by the arithmetic of philox.py and reference.py."""
 
+from collections import namedtuple
+
 import numpy as np
+from numba import types
 
 from fastcifar.kernels.numba_jit import compiled, compiled_for
-from fastcifar.kernels.numba_types import INSIDE, POSSIBLE, SERIAL_DRAW
-from fastcifar.kernels.numba_types import ORDER as ORDER_TYPES
+from fastcifar.kernels.numba_share import reader, shared
+from fastcifar.kernels.numba_vector import floats_at, ints_at, longs_at, moved
 from fastcifar.kernels.philox import (
     ALTERNATING,
     BOX,
@@ -38,6 +41,20 @@ from fastcifar.kernels.plan import (
     RANDOM_FLIP,
     ROTATION,
     SATURATION,
+    SETTING_BRIGHTNESS,
+    SETTING_CONTRAST,
+    SETTING_CUTOUT,
+    SETTING_FLIP,
+    SETTING_HEIGHT,
+    SETTING_HUE,
+    SETTING_MIX_PER_IMAGE,
+    SETTING_MIX_PROBABILITY,
+    SETTING_MIX_SWITCH,
+    SETTING_PADDING,
+    SETTING_ROTATION,
+    SETTING_SATURATION_HIGH,
+    SETTING_SATURATION_LOW,
+    SETTING_WIDTH,
     SHIFT_X,
     SHIFT_Y,
     WEIGHT,
@@ -106,73 +123,89 @@ def _draw_mix(index, epoch, seed, probability, switch, height, width, cutmix_tab
 
 
 @compiled
-def _draw_geometry(i, index, epoch, seed, padding, flip, rotation, ints, floats):
+def _draw_geometry(index, epoch, seed, padding, flip, rotation, ints, floats):
     w0, w1, w2, w3 = philox(index, epoch, _U(GEOMETRY), seed)
-    ints[i, SHIFT_Y] = _below(w0, 2 * padding + 1) - padding
-    ints[i, SHIFT_X] = _below(w1, 2 * padding + 1) - padding
+    ints[SHIFT_Y] = _below(w0, 2 * padding + 1) - padding
+    ints[SHIFT_X] = _below(w1, 2 * padding + 1) - padding
     if flip == RANDOM_FLIP:
-        ints[i, FLIP] = np.int32(w2 >> TOP_BIT)
+        ints[FLIP] = np.int32(w2 >> TOP_BIT)
     if rotation > _ZERO:
-        floats[i, ROTATION] = _symmetric(w3) * rotation
+        floats[ROTATION] = _symmetric(w3) * rotation
 
 
 @compiled
-def _draw_light(i, index, epoch, seed, height, width, cutout, brightness, contrast, ints, floats):
+def _draw_light(index, epoch, seed, height, width, cutout, brightness, contrast, ints, floats):
     w0, w1, w2, w3 = philox(index, epoch, _U(ERASE_LIGHT), seed)
     if cutout > 0:
         top, left = _below(w0, height - cutout + 1), _below(w1, width - cutout + 1)
-        ints[i, CUTOUT], ints[i, CUTOUT + 1] = top, left
-        ints[i, CUTOUT + 2], ints[i, CUTOUT + 3] = top + cutout, left + cutout
+        ints[CUTOUT], ints[CUTOUT + 1] = top, left
+        ints[CUTOUT + 2], ints[CUTOUT + 3] = top + cutout, left + cutout
     if brightness > _ZERO:
-        floats[i, BRIGHTNESS] = _symmetric(w2) * brightness
-    floats[i, CONTRAST] = _ONE + _symmetric(w3) * contrast
+        floats[BRIGHTNESS] = _symmetric(w2) * brightness
+    floats[CONTRAST] = _ONE + _symmetric(w3) * contrast
 
 
 @compiled
-def _draw_colour(i, index, epoch, seed, saturation_low, saturation_high, hue, floats):
+def _draw_colour(index, epoch, seed, saturation_low, saturation_high, hue, floats):
     w0, w1, _, _ = philox(index, epoch, _U(COLOUR), seed)
-    floats[i, SATURATION] = saturation_low + _unit(w0) * (saturation_high - saturation_low)
+    floats[SATURATION] = saturation_low + _unit(w0) * (saturation_high - saturation_low)
     if hue > _ZERO:
-        floats[i, HUE] = _symmetric(w1) * hue
+        floats[HUE] = _symmetric(w1) * hue
 
 
-@compiled_for(SERIAL_DRAW)
-def draw_range(
-    first, last, seed, epoch, indices, setting_ints, setting_floats, cutmix_table, mixup_table, ints, floats
-):
-    """Fill rows first..last-1 of a plan; the settings as `plan.Settings` orders them."""
-    height, width, padding, flip, cutout, mix_per_image = setting_ints
-    probability, switch, brightness, contrast, rotation, saturation_low, saturation_high, hue = setting_floats
+Drawing = namedtuple("Drawing", "seed epoch indices settings amounts cutmix_table mixup_table ints floats")
+"""What `draw` takes: the seed's bits, the epoch, and addresses.
+
+Of the indices, int64 [n]; of the settings, int64, and their amounts, float32, as `plan.Settings` orders them; of the
+quantiles of CutMix's and MixUp's weights, float32; of the plan's arrays.
+"""
+_drawing = reader(Drawing)
+
+
+@shared
+def draw(numbers, task, first, last):
+    """Fill rows first..last-1 of a plan. numbers: a Drawing."""
+    drawing = _drawing(numbers)
+    seed, epoch, indices = _U(drawing.seed), _U(drawing.epoch), longs_at(drawing.indices)
+    cutmix_table, mixup_table = floats_at(drawing.cutmix_table), floats_at(drawing.mixup_table)
+    settings, amounts = longs_at(drawing.settings), floats_at(drawing.amounts)
+    height, width, padding = settings[SETTING_HEIGHT], settings[SETTING_WIDTH], settings[SETTING_PADDING]
+    flip, cutout, mix_per_image = settings[SETTING_FLIP], settings[SETTING_CUTOUT], settings[SETTING_MIX_PER_IMAGE]
+    probability, switch = amounts[SETTING_MIX_PROBABILITY], amounts[SETTING_MIX_SWITCH]
+    brightness, contrast = amounts[SETTING_BRIGHTNESS], amounts[SETTING_CONTRAST]
+    rotation, hue = amounts[SETTING_ROTATION], amounts[SETTING_HUE]
+    saturation_low, saturation_high = amounts[SETTING_SATURATION_LOW], amounts[SETTING_SATURATION_HIGH]
     if first == last:
         return
     # What is drawn per batch is drawn by the index of its first image.
     mix = _draw_mix(_U(indices[0]), epoch, seed, probability, switch, height, width, cutmix_table, mixup_table)
     for i in range(first, last):
         index = _U(indices[i])
+        ints, floats = moved(ints_at(drawing.ints), i * NUM_INTS), moved(floats_at(drawing.floats), i * NUM_FLOATS)
         for column in range(NUM_INTS):
-            ints[i, column] = 0
+            ints[column] = 0
         for column in range(NUM_FLOATS):
-            floats[i, column] = _ZERO
-        floats[i, WEIGHT] = floats[i, CONTRAST] = floats[i, SATURATION] = _ONE
+            floats[column] = _ZERO
+        floats[WEIGHT] = floats[CONTRAST] = floats[SATURATION] = _ONE
         # Four words cost as much as some hundred pixels: none are drawn that nothing needs.
         if padding > 0 or flip == RANDOM_FLIP or rotation > _ZERO:
-            _draw_geometry(i, index, epoch, seed, padding, flip, rotation, ints, floats)
+            _draw_geometry(index, epoch, seed, padding, flip, rotation, ints, floats)
         if flip == ALTERNATING_FLIP:
             word = philox(index, _FIRST_EPOCH, _U(ALTERNATING), seed)[0]
-            ints[i, FLIP] = np.int32((word >> TOP_BIT) ^ (epoch & _U(1)))
+            ints[FLIP] = np.int32((word >> TOP_BIT) ^ (epoch & _U(1)))
         if cutout > 0 or brightness > _ZERO or contrast > _ZERO:
-            _draw_light(i, index, epoch, seed, height, width, cutout, brightness, contrast, ints, floats)
+            _draw_light(index, epoch, seed, height, width, cutout, brightness, contrast, ints, floats)
         # Float32 is finer below 1 than above: of the least saturations only the low end differs from 1.
         if saturation_low < _ONE or hue > _ZERO:
-            _draw_colour(i, index, epoch, seed, saturation_low, saturation_high, hue, floats)
+            _draw_colour(index, epoch, seed, saturation_low, saturation_high, hue, floats)
         if probability > _ZERO:
             if mix_per_image:
                 mix = _draw_mix(index, epoch, seed, probability, switch, height, width, cutmix_table, mixup_table)
-            floats[i, WEIGHT] = mix[0]
-            ints[i, CUTMIX], ints[i, CUTMIX + 1], ints[i, CUTMIX + 2], ints[i, CUTMIX + 3] = mix[1:]
+            floats[WEIGHT] = mix[0]
+            ints[CUTMIX], ints[CUTMIX + 1], ints[CUTMIX + 2], ints[CUTMIX + 3] = mix[1:]
 
 
-@compiled_for(ORDER_TYPES)
+@compiled_for(types.void(types.int64[::1], types.uint64, types.uint64))
 def fisher_yates(order, seed, epoch):
     """Fill order, int64 [n], with a permutation; seed and epoch uint64."""
     num_images = len(order)
@@ -190,7 +223,7 @@ def fisher_yates(order, seed, epoch):
         order[place], order[other] = order[other], order[place]
 
 
-@compiled_for(INSIDE)
+@compiled_for(types.boolean(types.Array(types.int64, 1, "C", readonly=True), types.int64))
 def rows_inside(rows, num_images):
     """Whether all rows, int64 [n], are those of images."""
     outside = False
@@ -211,7 +244,14 @@ def _is_box(ints, i, column, height, width):
     return 0 <= y0 <= y1 <= height and 0 <= x0 <= x1 <= width
 
 
-@compiled_for(POSSIBLE)
+@compiled_for(
+    types.boolean(
+        types.Array(types.int32, 2, "C", readonly=True),
+        types.Array(types.float32, 2, "C", readonly=True),
+        types.int64,
+        types.int64,
+    )
+)
 def is_possible(ints, floats, height, width):
     """Whether all that a plan's arrays say can be done to images of this size.
 

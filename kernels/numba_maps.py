@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
-from fastcifar.kernels.numba_jit import compiled_callback, compiled_for, compiled_fused
-from fastcifar.kernels.numba_vector import at_address, moved, pointer_to
+from fastcifar.kernels.numba_jit import compiled_fused
+from fastcifar.kernels.numba_share import shared
+from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, moved
 
 ADD_UP, MAX_POOL, GELU, GELU_GRADIENT, COMBINE, MAX_UNPOOL = range(6)
 """What can be done to maps."""
@@ -34,7 +35,6 @@ _A1, _A2, _A3, _A4, _A5 = _F(0.127414796), _F(-0.142248368), _F(0.7107068705), _
 _DENSITY_AT_0 = _F(1 / np.sqrt(2 * np.pi))
 
 _FLOAT, _INT, _WORD, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
-_bytes_at, _floats_at, _doubles_at = (at_address(kind) for kind in (types.uint8, types.float32, types.float64))
 
 
 @intrinsic(prefer_literal=True)
@@ -157,8 +157,8 @@ def _add_up(x, numbers, task, first, last):
     numbers: x, channels, sums float64 [tasks, 2 * channels], partial sums float32 [tasks, 2 * channels].
     """
     channels = numbers[1]
-    sums = moved(_doubles_at(numbers[2]), task * 2 * channels)
-    partial = moved(_floats_at(numbers[3]), task * 2 * channels)
+    sums = moved(doubles_at(numbers[2]), task * 2 * channels)
+    partial = moved(floats_at(numbers[3]), task * 2 * channels)
     for start in range(first, last, _RUN):
         for pixel in range(start, min(start + _RUN, last)):
             at = pixel * channels
@@ -217,9 +217,9 @@ def _max_pool(x, numbers, task, first, last):
     numbers: x, channels, sums, partial sums, height and width of x, result, uint8 places 0 to 3.
     """
     channels, height, width = numbers[1], numbers[4], numbers[5]
-    sums = moved(_doubles_at(numbers[2]), task * 2 * channels)
-    partial = moved(_floats_at(numbers[3]), task * 2 * channels)
-    result, places = _like(x, numbers[6]), _bytes_at(numbers[7])
+    sums = moved(doubles_at(numbers[2]), task * 2 * channels)
+    partial = moved(floats_at(numbers[3]), task * 2 * channels)
+    result, places = _like(x, numbers[6]), bytes_at(numbers[7])
     rows, columns = height // 2, width // 2
     for row in range(first, last):
         upper = moved(x, (row // rows * height + row % rows * 2) * width * channels)
@@ -235,7 +235,7 @@ def _gelu(x, numbers, task, first, last):
     numbers: x, channels, scale and shift float32 [channels], shortcut and how many of its values a pixel has (0: all
     pixels have the same), result.
     """
-    channels, scale, shift = numbers[1], _floats_at(numbers[2]), _floats_at(numbers[3])
+    channels, scale, shift = numbers[1], floats_at(numbers[2]), floats_at(numbers[3])
     shortcut, pitch, result = _like(x, numbers[4]), numbers[5], _like(x, numbers[6])
     for pixel in range(first, last):
         at, beside = pixel * channels, pixel * pitch
@@ -250,11 +250,11 @@ def _gelu_gradient(x, numbers, task, first, last):
 
     numbers: those of `_gelu`, the gradient of its result, and sums and partial sums as `_add_up`'s.
     """
-    channels, scale, shift = numbers[1], _floats_at(numbers[2]), _floats_at(numbers[3])
+    channels, scale, shift = numbers[1], floats_at(numbers[2]), floats_at(numbers[3])
     shortcut, pitch, result = _like(x, numbers[4]), numbers[5], _like(x, numbers[6])
     gradient = _like(x, numbers[7])
-    sums = moved(_doubles_at(numbers[8]), task * 2 * channels)
-    partial = moved(_floats_at(numbers[9]), task * 2 * channels)
+    sums = moved(doubles_at(numbers[8]), task * 2 * channels)
+    partial = moved(floats_at(numbers[9]), task * 2 * channels)
     for start in range(first, last, _RUN):
         for pixel in range(start, min(start + _RUN, last)):
             at, beside = pixel * channels, pixel * pitch
@@ -276,7 +276,7 @@ def _combine(x, numbers, task, first, last):
 
     numbers: x, channels, a, b and c float32 [channels], g, result.
     """
-    channels, a, b, c = numbers[1], _floats_at(numbers[2]), _floats_at(numbers[3]), _floats_at(numbers[4])
+    channels, a, b, c = numbers[1], floats_at(numbers[2]), floats_at(numbers[3]), floats_at(numbers[4])
     g, result = _like(x, numbers[5]), _like(x, numbers[6])
     for pixel in range(first, last):
         at = pixel * channels
@@ -290,9 +290,9 @@ def _max_unpool(x, numbers, task, first, last):
 
     numbers: those of `_combine`, places, height and width of the result.
     """
-    channels, a, b, c = numbers[1], _floats_at(numbers[2]), _floats_at(numbers[3]), _floats_at(numbers[4])
+    channels, a, b, c = numbers[1], floats_at(numbers[2]), floats_at(numbers[3]), floats_at(numbers[4])
     g, result = _like(x, numbers[5]), _like(x, numbers[6])
-    places, height, width = _bytes_at(numbers[7]), numbers[8], numbers[9]
+    places, height, width = bytes_at(numbers[7]), numbers[8], numbers[9]
     rows, columns = height // 2, width // 2
     for image in range(first, last):
         for row in range(rows):
@@ -310,12 +310,9 @@ def _max_unpool(x, numbers, task, first, last):
             _put(result, image * height * width * channels + j, _ZERO)
 
 
-_NUMBERS = types.CPointer(types.int64)
-
-
 @lru_cache(maxsize=16)
 def kernel(use: int, in_words: bool) -> Any:
-    """Compiled for one use and one kind of values. Its `address` is what `share_out` takes."""
+    """For one use and one kind of values: what threads.share_out takes."""
 
     def of_share(numbers, task, first, last):
         x = _values_at(numbers[0], in_words)
@@ -332,25 +329,4 @@ def kernel(use: int, in_words: bool) -> Any:
         else:
             _max_unpool(x, numbers, task, first, last)
 
-    return compiled_callback(of_share, types.void(_NUMBERS, types.int64, types.int64, types.int64))
-
-
-@intrinsic
-def _call(typing_context: Any, function: Any, numbers: Any, task: Any, first: Any, last: Any) -> Any:
-    """Call a kernel by its address."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, *rest = arguments
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in rest])
-        builder.call(builder.inttoptr(address, kind.as_pointer()), rest)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, _NUMBERS, types.int64, types.int64, types.int64), generate
-
-
-@compiled_for(types.void(types.int64, types.int64, types.int64, types.int64[::1]), parallel=True)
-def share_out(num_tasks, function, num, numbers):
-    """Call a kernel for as many shares of 0 to num as there are tasks, with its numbers: addresses and sizes."""
-    for unsigned in prange(num_tasks):
-        task = np.int64(unsigned)
-        _call(function, pointer_to(numbers), task, num * task // num_tasks, num * (task + 1) // num_tasks)
+    return shared(of_share)

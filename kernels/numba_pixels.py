@@ -7,26 +7,30 @@ differently lit partners) goes through planes of float32.
 Arguments are pointers, named as the arrays would be; `place` and `task` are those of numba_task.py.
 """
 
+from collections import namedtuple
+
 import numpy as np
 
 from fastcifar.kernels.numba_cast import blend, normalise, normalise_plane, to_float32, to_words
 from fastcifar.kernels.numba_colour import saturate, turn_hue
-from fastcifar.kernels.numba_jit import compiled, compiled_for
+from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_rows import fill_texture, move_rows, rotate_rows
+from fastcifar.kernels.numba_share import reader, shared
 from fastcifar.kernels.numba_task import BAND_PIXELS, Place, prepare
-from fastcifar.kernels.numba_types import SERIAL_AUGMENT
 from fastcifar.kernels.numba_vector import (
     LANES,
     PASTED_BYTES,
     bytes_at,
     floats_at,
+    floats_in,
+    ints_at,
     join_pixels,
+    longs_at,
     moved,
     paste_bytes,
-    pointer_to,
     prefetch,
     split_pixels,
-    words_at,
+    words_in,
 )
 from fastcifar.kernels.plan import (
     BRIGHTNESS,
@@ -259,40 +263,48 @@ def _is_by_blend(ints, partner_ints, floats, partner_floats):
     )
 
 
-@compiled_for(SERIAL_AUGMENT)
-def augment_range(
-    first, last, images, rows, ints_nk, floats_nk, height, width, reflect, scale3, shift3, kind, scratch, out
-):
-    """Write images first..last-1 of the batch.
+Batch = namedtuple(
+    "Batch", "num_images height width reflect kind images rows ints floats scale shift scratch scratch_bytes out"
+)
+"""What `augment` takes: sizes, whether images are extended by reflection, the kind of output, and addresses.
 
-    images and out: addresses of uint8 [N, 3 h w] and of the output [n, 3 h w], of the dtype that kind says. scratch:
-    uint8 of the size that scratch_bytes() gives, this task's own.
-    """
+Of the images, uint8 [N, 3 h w]; of the rows that the batch shows, int64 [num_images]; of the plan's arrays; of scale
+and shift, float32 [3]; of the tasks' scratch memory, so many bytes each; and of the output, [num_images, 3 h w].
+"""
+_batch = reader(Batch)
+
+
+@shared
+def augment(numbers, task, first, last):
+    """Write images first..last-1 of a batch. numbers: a Batch."""
     if first == last:
         return
-    num_images, num_values = len(rows), 3 * height * width
+    batch = _batch(numbers)
+    num_images, height, width, kind = batch.num_images, batch.height, batch.width, batch.kind
+    source, rows, num_values = bytes_at(batch.images), longs_at(batch.rows), 3 * height * width
+    all_ints, all_floats = ints_at(batch.ints), floats_at(batch.floats)
     rotates = False
     for i in range(first, last + 1):
-        rotates |= floats_nk[i if i < num_images else 0, ROTATION] != _ZERO
-    place = Place(height, width, reflect, BAND_PIXELS // width)
-    task = prepare(place, pointer_to(scratch), scale3, shift3, rotates)
-    source, all_ints, all_floats = (bytes_at(images), pointer_to(ints_nk), pointer_to(floats_nk))
+        rotates |= all_floats[(i if i < num_images else 0) * NUM_FLOATS + ROTATION] != _ZERO
+    place = Place(height, width, batch.reflect != 0, BAND_PIXELS // width)
+    scratch = moved(bytes_at(batch.scratch), task * batch.scratch_bytes)
+    ours = prepare(place, scratch, floats_at(batch.scale), floats_at(batch.shift), rotates)
     value_bytes = 4 if kind == FLOAT32 else 2
     for i in range(first, last):
         j = i + 1 if i + 1 < num_images else 0
-        image, partner = (moved(source, rows[i] * num_values), moved(source, rows[j] * num_values))
+        image, partner = moved(source, rows[i] * num_values), moved(source, rows[j] * num_values)
         ahead = moved(source, rows[i + 2 if i + 2 < num_images else 0] * num_values)
-        ints, partner_ints = (moved(all_ints, i * NUM_INTS), moved(all_ints, j * NUM_INTS))
-        floats, partner_floats = (moved(all_floats, i * NUM_FLOATS), moved(all_floats, j * NUM_FLOATS))
-        target = moved(bytes_at(out), i * num_values * value_bytes)
-        out16, out32 = words_at(target, 0), floats_at(target, 0)
+        ints, partner_ints = moved(all_ints, i * NUM_INTS), moved(all_ints, j * NUM_INTS)
+        floats, partner_floats = moved(all_floats, i * NUM_FLOATS), moved(all_floats, j * NUM_FLOATS)
+        target = moved(bytes_at(batch.out), i * num_values * value_bytes)
+        out16, out32 = words_in(target, 0), floats_in(target, 0)
         if _is_by_bytes(ints, floats, partner_floats):
-            _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, ahead, out16, out32)
+            _by_bytes(place, ours, image, partner, ints, partner_ints, floats, kind, ahead, out16, out32)
         elif _is_by_blend(ints, partner_ints, floats, partner_floats):
             _by_blend(
-                place, task, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32
+                place, ours, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32
             )
         else:
             _by_planes(
-                place, task, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32
+                place, ours, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32
             )

@@ -8,11 +8,12 @@ pointers all, and whether bytes lie between two bfloat16 once they are normalise
 from collections import namedtuple
 
 import numpy as np
+from numba import types
 
 from fastcifar.kernels.numba_cast import CHUNK, has_ties, pair_up
-from fastcifar.kernels.numba_jit import compiled
+from fastcifar.kernels.numba_jit import compiled, compiled_for
 from fastcifar.kernels.numba_rows import Row, fill_offsets, rotation_reach
-from fastcifar.kernels.numba_vector import LANES, SLACK, floats_at, ints_at, moved, words_at
+from fastcifar.kernels.numba_vector import LANES, SLACK, floats_in, ints_in, moved, words_in
 
 BAND_PIXELS = 1024  # one 32x32 image, and more than a row of the largest
 PLANE_LENGTH = BAND_PIXELS + LANES
@@ -69,7 +70,7 @@ def _starts(height, width):
     )
 
 
-@compiled
+@compiled_for(types.int64(types.int64, types.int64))
 def scratch_bytes(height, width):
     """Size of the scratch memory that a task needs for images of this size."""
     return _starts(height, width).end
@@ -85,8 +86,8 @@ def prepare(place, scratch, scale3, shift3, rotates):
     """Lay out a task's scratch memory and fill what is the same for all its images."""
     height, width, reflect, _num_rows = place
     starts = _starts(height, width)
-    planes, texture = floats_at(scratch, starts.planes), ints_at(scratch, starts.texture)
-    row_ints, row_floats = ints_at(scratch, starts.row), floats_at(scratch, starts.row)
+    planes, texture = floats_in(scratch, starts.planes), ints_in(scratch, starts.texture)
+    row_ints, row_floats = ints_in(scratch, starts.row), floats_in(scratch, starts.row)
     length = width + LANES
     row = Row(
         row_ints,
@@ -99,20 +100,20 @@ def prepare(place, scratch, scale3, shift3, rotates):
         moved(row_ints, 7 * length),
     )
     task = Task(
-        floats_at(scratch, starts.scale),
-        floats_at(scratch, starts.shift),
-        floats_at(scratch, starts.scale_pairs),
-        floats_at(scratch, starts.shift_pairs),
+        floats_in(scratch, starts.scale),
+        floats_in(scratch, starts.shift),
+        floats_in(scratch, starts.scale_pairs),
+        floats_in(scratch, starts.shift_pairs),
         has_ties(scale3, shift3),
         moved(scratch, starts.pixels),
         moved(scratch, starts.others),
         moved(scratch, starts.unflipped),
         _three(planes),
         _three(moved(planes, 3 * PLANE_LENGTH)),
-        _three(words_at(scratch, starts.words)),
+        _three(words_in(scratch, starts.words)),
         row,
-        ints_at(scratch, starts.y_offsets),
-        ints_at(scratch, starts.x_offsets),
+        ints_in(scratch, starts.y_offsets),
+        ints_in(scratch, starts.x_offsets),
         texture,
         moved(texture, (height + 1) * (width + 1)),
     )

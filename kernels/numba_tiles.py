@@ -4,19 +4,20 @@ What Winograd's convolution does with memory; what it is for stands in winograd.
 at a time, as straight-line code made of the matrix, whose zeros and ones cost nothing.
 """
 
+from collections import namedtuple
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
-from fastcifar.kernels.numba_jit import compiled, compiled_callback, compiled_for
+from fastcifar.kernels.numba_jit import compiled, compiled_callback
 from fastcifar.kernels.numba_maps import flush, pool_row, unpool_row
-from fastcifar.kernels.numba_vector import at_address, moved
+from fastcifar.kernels.numba_share import reader, shared
+from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, moved
 
 LANES = 8
 """Channels that are worked on at once: one register of AVX2."""
@@ -32,7 +33,6 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 
 _FLOAT, _LONG, _BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(8).as_pointer()
 _FLOATS = types.CPointer(types.float32)
-_bytes_at, _floats_at, _doubles_at = (at_address(kind) for kind in (types.uint8, types.float32, types.float64))
 
 
 @lru_cache(maxsize=8)
@@ -186,7 +186,7 @@ def _call(
         builder.call(builder.inttoptr(address, kind.as_pointer()), rest)
         return context.get_dummy_value()
 
-    return types.void(types.uint64, *_TRANSFORM.args), generate
+    return types.void(types.int64, *_TRANSFORM.args), generate
 
 
 @intrinsic
@@ -221,133 +221,117 @@ def _clear(typing_context: Any, target: Any, num_floats: Any) -> Any:
     return types.void(_FLOATS, types.intp), generate
 
 
-_LAYOUT = types.UniTuple(types.int64, 12)
-"""n, height, width and channels of the images, and the rows and columns of zeros before each of them; rows and columns
-of tiles, a tile's side and the pixels from one to the next; a transformed tile's side and the floats between its places
+Layout = namedtuple(
+    "Layout",
+    "transform height width channels top left rows columns side step places pitch scratch scratch_floats tiles",
+)
+"""What comes first of the numbers that the functions below take.
+
+A transform's address; height, width and channels of the images, and the rows and columns of zeros before each of them;
+rows and columns of tiles, a tile's side and the pixels from one to the next; a transformed tile's side and the floats
+between its places; the address of the tasks' memory, each task's so many floats, an image with its zeros; the address
+of the transformed tiles, whose channels are padded to a multiple of LANES.
 """
-_FRAMED = (types.int64, types.uint64, _LAYOUT, types.float32[:, ::1], types.uint64)
-"""Tasks, a transform's address, the layout, each task's memory for an image, the tiles' address."""
-_CONVERT = types.void(*_FRAMED, types.uint64)
-_POOL = types.void(*_FRAMED, types.uint64, types.uint64, types.float64[:, ::1], types.float32[:, ::1])
-_UNPOOL = types.void(*_FRAMED, types.uint64, types.uint64, types.uint64, types.float32[:, ::1])
+_NUM = len(Layout._fields)
+_layout = reader(Layout)
 
 
 @compiled
-def _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, into):
+def _transform_tiles(layout, image, framed, row_floats, padded, into):
     """Transform all tiles of an image: `into` tiles, from its frame, or the other way round."""
-    _, _, _, _, _, _, rows, columns, _, step, places, pitch = layout
-    for row in range(rows):
-        for column in range(columns):
-            tile = moved(_floats_at(tiles), ((image * rows + row) * columns + column) * padded)
-            corner = moved(framed, row * step * row_floats + column * step * padded)
+    places = layout.places * layout.pitch
+    for row in range(layout.rows):
+        for column in range(layout.columns):
+            at = ((image * layout.rows + row) * layout.columns + column) * padded
+            tile = moved(floats_at(layout.tiles), at)
+            corner = moved(framed, row * layout.step * row_floats + column * layout.step * padded)
             if into:
-                _call(transform, tile, places * pitch, pitch, corner, row_floats, padded, padded)
+                _call(layout.transform, tile, places, layout.pitch, corner, row_floats, padded, padded)
             else:
-                _call(transform, corner, row_floats, padded, tile, places * pitch, pitch, padded)
+                _call(layout.transform, corner, row_floats, padded, tile, places, layout.pitch, padded)
 
 
 @compiled
-def _frame(layout, scratch, task):
+def _frame(layout, task):
     """A task's frame for an image and its zeros, the floats of its rows and of all, and the channels with padding."""
-    _, _, _, channels, _, _, rows, columns, side, step, _, _ = layout
-    padded = -(-channels // LANES) * LANES
-    row_floats = ((columns - 1) * step + side) * padded
-    framed = _floats_at(np.uint64(scratch.ctypes.data + task * scratch.shape[1] * 4))
-    return framed, row_floats, ((rows - 1) * step + side) * row_floats, padded
+    padded = -(-layout.channels // LANES) * LANES
+    row_floats = ((layout.columns - 1) * layout.step + layout.side) * padded
+    framed = moved(floats_at(layout.scratch), task * layout.scratch_floats)
+    return framed, row_floats, ((layout.rows - 1) * layout.step + layout.side) * row_floats, padded
 
 
-@compiled_for(_CONVERT, parallel=True)
-def to_tiles(num_tasks, transform, layout, scratch, tiles, images):
+@shared
+def to_tiles(numbers, task, first, last):
     """Transform each tile of images [n, h, w, channels], which overlap, to places [side * side, n * tiles, channels].
 
-    transform, images, tiles: addresses. scratch: float32 [num_tasks, floats of an image with its zeros]. In `tiles` the
-    channels are padded to a multiple of LANES.
+    numbers: the layout and the images' address.
     """
-    for unsigned in prange(num_tasks):
-        task = np.int64(unsigned)
-        n, height, width, channels, top, left = layout[:6]
-        framed, row_floats, num_floats, padded = _frame(layout, scratch, task)
-        _clear(framed, num_floats)
-        for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
-            for y in range(height):
-                source = moved(_floats_at(images), (image * height + y) * width * channels)
-                target = moved(framed, (y + top) * row_floats + left * padded)
-                _copy_row(target, padded, source, channels, width, channels)
-            _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, True)
+    layout, images = _layout(numbers), floats_at(numbers[_NUM])
+    width, channels = layout.width, layout.channels
+    framed, row_floats, num_floats, padded = _frame(layout, task)
+    _clear(framed, num_floats)
+    for image in range(first, last):
+        for y in range(layout.height):
+            source = moved(images, (image * layout.height + y) * width * channels)
+            target = moved(framed, (y + layout.top) * row_floats + layout.left * padded)
+            _copy_row(target, padded, source, channels, width, channels)
+        _transform_tiles(layout, image, framed, row_floats, padded, True)
 
 
-@compiled_for(_CONVERT, parallel=True)
-def from_tiles(num_tasks, transform, layout, scratch, tiles, images):
+@shared
+def from_tiles(numbers, task, first, last):
     """Write images from their transformed tiles, the other way round; where tiles overlap their sum is written."""
-    for unsigned in prange(num_tasks):
-        task = np.int64(unsigned)
-        n, height, width, channels, top, left, _, _, side, step = layout[:10]
-        framed, row_floats, num_floats, padded = _frame(layout, scratch, task)
-        for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
-            if side > step:
-                _clear(framed, num_floats)
-            _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, False)
-            for y in range(height):
-                target = moved(_floats_at(images), (image * height + y) * width * channels)
-                source = moved(framed, (y + top) * row_floats + left * padded)
-                _copy_row(target, channels, source, padded, width, channels)
+    layout, images = _layout(numbers), floats_at(numbers[_NUM])
+    width, channels = layout.width, layout.channels
+    framed, row_floats, num_floats, padded = _frame(layout, task)
+    for image in range(first, last):
+        if layout.side > layout.step:
+            _clear(framed, num_floats)
+        _transform_tiles(layout, image, framed, row_floats, padded, False)
+        for y in range(layout.height):
+            target = moved(images, (image * layout.height + y) * width * channels)
+            source = moved(framed, (y + layout.top) * row_floats + layout.left * padded)
+            _copy_row(target, channels, source, padded, width, channels)
 
 
-@compiled_for(_POOL, parallel=True)
-def pool_tiles(num_tasks, transform, layout, scratch, tiles, results, places, sums, partial):
+@shared
+def pool_tiles(numbers, task, first, last):
     """What `from_tiles` and max-pooling of its images give, which are never written: results, places and sums.
 
-    As maps.py has them; sums float64 and partial sums float32 [num_tasks, 2 * channels].
+    numbers: the layout and the addresses of results, places, sums and partial sums, all as maps.py has them.
     """
-    for unsigned in prange(num_tasks):
-        task = np.int64(unsigned)
-        n, height, width, channels = layout[:4]
-        framed, row_floats, _, padded = _frame(layout, scratch, task)
-        ours = _doubles_at(np.uint64(sums.ctypes.data + task * channels * 16))
-        ours_partial = _floats_at(np.uint64(partial.ctypes.data + task * channels * 8))
-        for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
-            _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, False)
-            for row in range(height // 2):
-                at = (image * (height // 2) + row) * (width // 2) * channels
-                upper = moved(framed, 2 * row * row_floats)
-                pool_row(
-                    upper,
-                    moved(upper, row_floats),
-                    padded,
-                    width // 2,
-                    channels,
-                    moved(_floats_at(results), at),
-                    moved(_bytes_at(places), at),
-                    ours_partial,
-                )
-                flush(ours_partial, ours, 2 * channels)
+    layout = _layout(numbers)
+    results, places = floats_at(numbers[_NUM]), bytes_at(numbers[_NUM + 1])
+    rows, columns, channels = layout.height // 2, layout.width // 2, layout.channels
+    sums = moved(doubles_at(numbers[_NUM + 2]), task * 2 * channels)
+    partial = moved(floats_at(numbers[_NUM + 3]), task * 2 * channels)
+    framed, row_floats, _, padded = _frame(layout, task)
+    for image in range(first, last):
+        _transform_tiles(layout, image, framed, row_floats, padded, False)
+        for row in range(rows):
+            upper, at = moved(framed, 2 * row * row_floats), (image * rows + row) * columns * channels
+            lower = moved(upper, row_floats)
+            pool_row(upper, lower, padded, columns, channels, moved(results, at), moved(places, at), partial)
+            flush(partial, sums, 2 * channels)
 
 
-@compiled_for(_UNPOOL, parallel=True)
-def unpool_tiles(num_tasks, transform, layout, scratch, tiles, gradient, values, places, by_channel):
-    """What `to_tiles` gives of a pooled map's gradient, which is never written; by_channel float32 [3, channels]."""
-    for unsigned in prange(num_tasks):
-        task = np.int64(unsigned)
-        n, height, width, channels = layout[:4]
-        framed, row_floats, num_floats, padded = _frame(layout, scratch, task)
-        a = _floats_at(np.uint64(by_channel.ctypes.data))
-        b, c = moved(a, channels), moved(a, 2 * channels)
-        _clear(framed, num_floats)
-        for image in range(n * task // num_tasks, n * (task + 1) // num_tasks):
-            for row in range(height // 2):
-                at = (image * (height // 2) + row) * (width // 2) * channels
-                upper = moved(framed, 2 * row * row_floats)
-                unpool_row(
-                    moved(_floats_at(gradient), at),
-                    moved(_floats_at(values), at),
-                    moved(_bytes_at(places), at),
-                    a,
-                    b,
-                    c,
-                    width // 2,
-                    channels,
-                    upper,
-                    moved(upper, row_floats),
-                    padded,
-                )
-            _transform_tiles(transform, layout, image, framed, row_floats, padded, tiles, True)
+@shared
+def unpool_tiles(numbers, task, first, last):
+    """What `to_tiles` gives of a pooled map's gradient, which is never written.
+
+    numbers: the layout and the addresses of the gradient, of the pooled values, of their places, and of what
+    `maps.combine` takes by channel, float32 [3, channels].
+    """
+    layout = _layout(numbers)
+    gradient, values, places = floats_at(numbers[_NUM]), floats_at(numbers[_NUM + 1]), bytes_at(numbers[_NUM + 2])
+    rows, columns, channels = layout.height // 2, layout.width // 2, layout.channels
+    a = floats_at(numbers[_NUM + 3])
+    b, c = moved(a, channels), moved(a, 2 * channels)
+    framed, row_floats, num_floats, padded = _frame(layout, task)
+    _clear(framed, num_floats)
+    for image in range(first, last):
+        for row in range(rows):
+            upper, at = moved(framed, 2 * row * row_floats), (image * rows + row) * columns * channels
+            g, x, place, lower = moved(gradient, at), moved(values, at), moved(places, at), moved(upper, row_floats)
+            unpool_row(g, x, place, a, b, c, columns, channels, upper, lower, padded)
+        _transform_tiles(layout, image, framed, row_floats, padded, True)

@@ -28,7 +28,7 @@ def pointer_to(typing_context: Any, array: Any) -> Any:
     return types.CPointer(array.dtype)(array), generate
 
 
-def at_address(element: Any) -> Any:
+def _at_address(element: Any) -> Any:
     """Make a function that takes an address, an integer, and gives a pointer to elements of a type."""
 
     @intrinsic
@@ -41,7 +41,9 @@ def at_address(element: Any) -> Any:
     return pointer_at
 
 
-bytes_at = at_address(types.uint8)
+bytes_at, ints_at, longs_at, floats_at, doubles_at = (
+    _at_address(element) for element in (types.uint8, types.int32, types.int64, types.float32, types.float64)
+)
 
 
 @intrinsic
@@ -83,11 +85,7 @@ def _cast_to(element: Any) -> Any:
     return cast
 
 
-floats_at, ints_at, words_at = (
-    _cast_to(types.float32),
-    _cast_to(types.int32),
-    _cast_to(types.uint16),
-)
+floats_in, ints_in, words_in = (_cast_to(element) for element in (types.float32, types.int32, types.uint16))
 
 
 @intrinsic

@@ -1,11 +1,13 @@
 """How many threads compiled code runs in, and running it in them."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from numba import get_num_threads, set_num_threads, threading_layer
 
+from fastcifar.kernels import numba_share
 from fastcifar.kernels.checks import check_num_threads
 from fastcifar.kernels.numba_jit import config
 
@@ -25,8 +27,20 @@ def num_tasks_for(num_images: int, num_threads: int | None = None) -> int:
     return max(1, min(num_threads, num_images, config.NUMBA_NUM_THREADS))
 
 
+def share_out(function: Any, num: int, numbers: Sequence[int], num_tasks: int) -> None:
+    """Do num pieces of work in num_tasks threads; a single task is the caller's, which may be a forked process.
+
+    function: of numba_share.shared; numbers: what it takes, addresses of memory that the caller keeps among them.
+    """
+    told = np.array(numbers, dtype=np.int64)
+    if num_tasks == 1:
+        numba_share.alone(function.address, num, told)
+    else:
+        run_parallel(numba_share.in_parallel, num_tasks, function.address, num, told)
+
+
 def run_parallel(parallel: Callable[..., None], num_tasks: int, *arguments: Any) -> None:
-    """Run in num_tasks threads; a single task is better run by the caller, which a forked process may do as well."""
+    """Run a compiled loop over num_tasks tasks in as many threads."""
     # The caller's own functions, if parallel, go by the same number.
     kept = get_num_threads()
     if kept != num_tasks:

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastcifar.kernels import numba_tiles
 from fastcifar.kernels.maps import Pooled, Sums, empty
 from fastcifar.kernels.numba_tiles import FROM_PATCH, FROM_PRODUCT, LANES, SIZES, TAPS, TO_GRADIENT, TO_PATCH
-from fastcifar.kernels.threads import num_tasks_for, run_parallel
+from fastcifar.kernels.threads import num_tasks_for, share_out
 
 Sides = tuple[int, int, int, int]
 """Columns and rows of zeros, 0 or 1 of each: left, right, top, bottom, as F.pad takes them."""
@@ -180,7 +180,7 @@ class Convolution:
         """[n, channels_out, out_height, out_width]."""
         output = empty(self.n, self.channels_out, self.out_height, self.out_width)
         for piece, products in self._products(images):
-            self._run(numba_tiles.from_tiles, FROM_PRODUCT, piece, products, output[piece].data_ptr())
+            self._run(numba_tiles.from_tiles, FROM_PRODUCT, piece, products, output[piece])
         return output
 
     def pooled_output(self, images: Tensor) -> tuple[Pooled, Tensor]:
@@ -188,9 +188,8 @@ class Convolution:
         values = empty(self.n, self.channels_out, self.out_height // 2, self.out_width // 2)
         pooled, sums = Pooled(values, torch.empty_like(values, dtype=torch.uint8)), Sums(values)
         for piece, products in self._products(images):
-            addresses = [part[piece].data_ptr() for part in pooled]
-            arrays = [part.flatten(1).numpy() for part in sums.begun]
-            self._run(numba_tiles.pool_tiles, FROM_PRODUCT, piece, products, *addresses, *arrays)
+            maps = [part[piece] for part in pooled]
+            self._run(numba_tiles.pool_tiles, FROM_PRODUCT, piece, products, *maps, *sums.begun)
         return pooled, sums.total()
 
     def gradients(
@@ -206,11 +205,11 @@ class Convolution:
             patches, products = self._tiles(piece)
             self._to_gradients(gradient, piece, products)
             if of_places is not None:
-                self._run(numba_tiles.to_tiles, TO_PATCH, piece, patches, images[piece].data_ptr())
+                self._run(numba_tiles.to_tiles, TO_PATCH, piece, patches, images[piece])
                 of_places.baddbmm_(patches.transpose(1, 2), products)
             if result is not None:
                 torch.bmm(products, self.by_place.transpose(1, 2), out=patches)
-                self._run(numba_tiles.from_tiles, FROM_PATCH, piece, patches, result[piece].data_ptr())
+                self._run(numba_tiles.from_tiles, FROM_PATCH, piece, patches, result[piece])
         return result, None if of_places is None else _weight_gradient(of_places, self.tiling.size)
 
     def _products(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -218,18 +217,17 @@ class Convolution:
         images = _channels_last(images)
         for piece in self._pieces():
             patches, products = self._tiles(piece)
-            self._run(numba_tiles.to_tiles, TO_PATCH, piece, patches, images[piece].data_ptr())
+            self._run(numba_tiles.to_tiles, TO_PATCH, piece, patches, images[piece])
             torch.bmm(patches, self.by_place, out=products)
             yield piece, products
 
     def _to_gradients(self, gradient: Tensor | Unpooled, piece: slice, products: Tensor) -> None:
         """Transform a piece of the output's gradient to that of the products."""
         if isinstance(gradient, Tensor):
-            self._run(numba_tiles.to_tiles, TO_GRADIENT, piece, products, gradient[piece].data_ptr())
+            self._run(numba_tiles.to_tiles, TO_GRADIENT, piece, products, gradient[piece])
             return
-        addresses = [part[piece].data_ptr() for part in (gradient.gradient, *gradient.pooled)]
-        by_channel = torch.stack(gradient.by_channel).numpy()
-        self._run(numba_tiles.unpool_tiles, TO_GRADIENT, piece, products, *addresses, by_channel)
+        maps = [part[piece] for part in (gradient.gradient, *gradient.pooled)]
+        self._run(numba_tiles.unpool_tiles, TO_GRADIENT, piece, products, *maps, torch.stack(gradient.by_channel))
 
     def _pieces(self) -> list[slice]:
         """Which images are worked on at a time."""
@@ -246,7 +244,7 @@ class Convolution:
         )
         return patches, products
 
-    def _run(self, parallel: Any, use: int, piece: slice, tiles: Tensor, *rest: Any) -> None:
+    def _run(self, function: Any, use: int, piece: slice, tiles: Tensor, *rest: Tensor) -> None:
         """Run one of numba_tiles' functions for a piece of the images or of the output, as the use has it."""
         n, size, rows, columns = piece.stop - piece.start, self.tiling.size, self.tiling.rows, self.tiling.columns
         if use in (TO_PATCH, FROM_PATCH):
@@ -254,17 +252,24 @@ class Convolution:
             before = self.sides[2], self.sides[0]
         else:
             shape, side, before = (self.out_height, self.out_width, self.channels_out), size, (0, 0)
-        framed = ((rows - 1) * size + side) * ((columns - 1) * size + side) * _padded(shape[-1])
+        scratch_floats = ((rows - 1) * size + side) * ((columns - 1) * size + side) * _padded(shape[-1])
         num_tasks = num_tasks_for(n)
-        run_parallel(
-            parallel,
-            num_tasks,
+        scratch = torch.empty((num_tasks, scratch_floats), dtype=torch.float32)
+        layout = numba_tiles.Layout(
             numba_tiles.transform(size, use).address,
-            (n, *shape, *before, rows, columns, side, size, self.tiling.places, tiles.stride(0)),
-            np.empty((num_tasks, framed), dtype=np.float32),
-            tiles.data_ptr(),
-            *rest,
+            *shape,
+            *before,
+            rows,
+            columns,
+            side,
+            step=size,
+            places=self.tiling.places,
+            pitch=tiles.stride(0),
+            scratch=scratch.data_ptr(),
+            scratch_floats=scratch_floats,
+            tiles=tiles.data_ptr(),
         )
+        share_out(function, n, [*layout, *(tensor.data_ptr() for tensor in rest)], num_tasks)
 
 
 def _channels_last(images: Tensor) -> Tensor:
