@@ -38,7 +38,7 @@ def draw(
     below 2**32; indices_n: int64 [n], contiguous; ints, floats: int32 [n, 11] and float32 [n, 6], contiguous, written.
     num_threads: at most this many; None takes torch.get_num_threads(). Raises ValueError where it is less than 1.
     """
-    numbers, amounts = (np.array(part) for part in (settings[:NUM_SETTING_INTS], settings[NUM_SETTING_INTS:]))
+    numbers, amounts = _setting_arrays(settings)
     drawing = numba_draw.Drawing(
         # The bits of the seed, which may be 64.
         seed=seed if seed < 1 << 63 else seed - (1 << 64),
@@ -52,6 +52,12 @@ def draw(
         floats=address(floats),
     )
     share_out(numba_draw.draw, len(indices_n), drawing, num_tasks_for(len(indices_n), num_threads))
+
+
+@lru_cache(maxsize=64)
+def _setting_arrays(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """Its integers, int64, and its amounts, float32."""
+    return np.array(settings[:NUM_SETTING_INTS], np.int64), np.array(settings[NUM_SETTING_INTS:], np.float32)
 
 
 def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:

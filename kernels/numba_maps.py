@@ -9,12 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from fastcifar.kernels.numba_jit import compiled_fused
 from fastcifar.kernels.numba_share import shared
+from fastcifar.kernels.numba_values import add, get, like, put, values_at
 from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, moved
 
 ADD_UP, MAX_POOL, GELU, GELU_GRADIENT, COMBINE, MAX_UNPOOL = range(6)
@@ -33,94 +31,6 @@ _P1, _P2, _P3, _P4, _P5 = _F(0.69314698), _F(0.24022242), _F(0.05550734), _F(0.0
 _T = _F(0.3275911 / np.sqrt(2))
 _A1, _A2, _A3, _A4, _A5 = _F(0.127414796), _F(-0.142248368), _F(0.7107068705), _F(-0.7265760135), _F(0.5307027145)
 _DENSITY_AT_0 = _F(1 / np.sqrt(2 * np.pi))
-
-_FLOAT, _INT, _WORD, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
-
-
-@intrinsic(prefer_literal=True)
-def _values_at(typing_context: Any, address: Any, in_words: Any) -> Any:
-    """Pointer to bfloat16, as uint16, or else to float32."""
-    element = types.uint16 if in_words.literal_value else types.float32
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(element)(types.int64, in_words), generate
-
-
-@intrinsic
-def _like(typing_context: Any, pointer: Any, address: Any) -> Any:
-    """The address as a pointer of the same type."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[1], arguments[0].type)
-
-    return pointer(pointer, types.int64), generate
-
-
-def _mark(builder: Any, instruction: Any, kind: str) -> Any:
-    """Say which kind of memory is read or written, and that it is none of the others.
-
-    LLVM would have to find that out before each loop, and where there are many places gives up making vectors.
-    """
-    module = builder.module
-    house = module.add_metadata(["maps"])
-    scopes = {name: module.add_metadata([name, house]) for name in ("read", "written", "sums")}
-    instruction.set_metadata("alias.scope", module.add_metadata([scopes[kind]]))
-    others = [scope for name, scope in scopes.items() if name != kind]
-    instruction.set_metadata("noalias", module.add_metadata(others))
-    return instruction
-
-
-@intrinsic
-def _get(typing_context: Any, pointer: Any, at: Any) -> Any:
-    """A value that nothing here writes, as float32."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = _mark(builder, builder.load(builder.gep(arguments[0], [arguments[1]])), "read")
-        if value.type == _FLOAT:
-            return value
-        if value.type == _BYTE:
-            return builder.uitofp(value, _FLOAT)
-        return builder.bitcast(builder.shl(builder.zext(value, _INT), _INT(16)), _FLOAT)
-
-    return types.float32(pointer, types.intp), generate
-
-
-@intrinsic
-def _put(typing_context: Any, pointer: Any, at: Any, value: Any) -> Any:
-    """Write a float32 as it is, as the nearest bfloat16, of two the even one, or as a small whole number."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer, at, value = arguments
-        there = builder.gep(pointer, [at])
-        if there.type.pointee == _BYTE:
-            value = builder.fptoui(value, _BYTE)
-        elif there.type.pointee == _WORD:
-            bits = builder.bitcast(value, _INT)
-            lowest = builder.and_(builder.lshr(bits, _INT(16)), _INT(1))
-            rounded = builder.add(builder.add(bits, _INT(0x7FFF)), lowest)
-            # Rounding up would make a number of what is none.
-            rounded = builder.select(builder.fcmp_unordered("uno", value, value), _INT(0x7FC00000), rounded)
-            value = builder.trunc(builder.lshr(rounded, _INT(16)), _WORD)
-        _mark(builder, builder.store(value, there), "written")
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.intp, types.float32), generate
-
-
-@intrinsic
-def _add(typing_context: Any, pointer: Any, at: Any, value: Any) -> Any:
-    """Add to one of the partial sums."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer, at, value = arguments
-        there = builder.gep(pointer, [at])
-        total = builder.fadd(_mark(builder, builder.load(there), "sums"), value)
-        _mark(builder, builder.store(total, there), "sums")
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.intp, types.float32), generate
 
 
 @compiled_fused
@@ -163,9 +73,9 @@ def _add_up(x, numbers, task, first, last):
         for pixel in range(start, min(start + _RUN, last)):
             at = pixel * channels
             for j in range(channels):
-                value = _get(x, at + j)
-                _add(partial, j, value)
-                _add(partial, channels + j, value * value)
+                value = get(x, at + j)
+                add(partial, j, value)
+                add(partial, channels + j, value * value)
         flush(partial, sums, 2 * channels)
 
 
@@ -186,13 +96,13 @@ def pool_row(upper, lower, pitch, columns, channels, result, places, partial):
         left, at = 2 * column * pitch, column * channels
         right = left + pitch
         for j in range(channels):
-            best, place = _larger(_get(upper, left + j), _ZERO, _get(upper, right + j), _F(1))
-            best, place = _larger(best, place, _get(lower, left + j), _F(2))
-            best, place = _larger(best, place, _get(lower, right + j), _F(3))
-            _put(result, at + j, best)
-            _put(places, at + j, place)
-            _add(partial, j, best)
-            _add(partial, channels + j, best * best)
+            best, place = _larger(get(upper, left + j), _ZERO, get(upper, right + j), _F(1))
+            best, place = _larger(best, place, get(lower, left + j), _F(2))
+            best, place = _larger(best, place, get(lower, right + j), _F(3))
+            put(result, at + j, best)
+            put(places, at + j, place)
+            add(partial, j, best)
+            add(partial, channels + j, best * best)
 
 
 @compiled_fused
@@ -202,12 +112,12 @@ def unpool_row(g, x, places, a, b, c, columns, channels, upper, lower, pitch):
         left, at = 2 * column * pitch, column * channels
         right = left + pitch
         for j in range(channels):
-            value = _get(g, at + j) * _get(a, j) + _get(x, at + j) * _get(b, j) + _get(c, j)
-            place = _get(places, at + j)
-            _put(upper, left + j, value if place == _F(0) else _ZERO)
-            _put(upper, right + j, value if place == _F(1) else _ZERO)
-            _put(lower, left + j, value if place == _F(2) else _ZERO)
-            _put(lower, right + j, value if place == _F(3) else _ZERO)
+            value = get(g, at + j) * get(a, j) + get(x, at + j) * get(b, j) + get(c, j)
+            place = get(places, at + j)
+            put(upper, left + j, value if place == _F(0) else _ZERO)
+            put(upper, right + j, value if place == _F(1) else _ZERO)
+            put(lower, left + j, value if place == _F(2) else _ZERO)
+            put(lower, right + j, value if place == _F(3) else _ZERO)
 
 
 @compiled_fused
@@ -219,7 +129,7 @@ def _max_pool(x, numbers, task, first, last):
     channels, height, width = numbers[1], numbers[4], numbers[5]
     sums = moved(doubles_at(numbers[2]), task * 2 * channels)
     partial = moved(floats_at(numbers[3]), task * 2 * channels)
-    result, places = _like(x, numbers[6]), bytes_at(numbers[7])
+    result, places = like(x, numbers[6]), bytes_at(numbers[7])
     rows, columns = height // 2, width // 2
     for row in range(first, last):
         upper = moved(x, (row // rows * height + row % rows * 2) * width * channels)
@@ -236,12 +146,12 @@ def _gelu(x, numbers, task, first, last):
     pixels have the same), result.
     """
     channels, scale, shift = numbers[1], floats_at(numbers[2]), floats_at(numbers[3])
-    shortcut, pitch, result = _like(x, numbers[4]), numbers[5], _like(x, numbers[6])
+    shortcut, pitch, result = like(x, numbers[4]), numbers[5], like(x, numbers[6])
     for pixel in range(first, last):
         at, beside = pixel * channels, pixel * pitch
         for j in range(channels):
-            value = _get(x, at + j) * _get(scale, j) + _get(shift, j) + _get(shortcut, beside + j)
-            _put(result, at + j, value * _share_below(value, _bell(value)))
+            value = get(x, at + j) * get(scale, j) + get(shift, j) + get(shortcut, beside + j)
+            put(result, at + j, value * _share_below(value, _bell(value)))
 
 
 @compiled_fused
@@ -251,22 +161,22 @@ def _gelu_gradient(x, numbers, task, first, last):
     numbers: those of `_gelu`, the gradient of its result, and sums and partial sums as `_add_up`'s.
     """
     channels, scale, shift = numbers[1], floats_at(numbers[2]), floats_at(numbers[3])
-    shortcut, pitch, result = _like(x, numbers[4]), numbers[5], _like(x, numbers[6])
-    gradient = _like(x, numbers[7])
+    shortcut, pitch, result = like(x, numbers[4]), numbers[5], like(x, numbers[6])
+    gradient = like(x, numbers[7])
     sums = moved(doubles_at(numbers[8]), task * 2 * channels)
     partial = moved(floats_at(numbers[9]), task * 2 * channels)
     for start in range(first, last, _RUN):
         for pixel in range(start, min(start + _RUN, last)):
             at, beside = pixel * channels, pixel * pitch
             for j in range(channels):
-                plain = _get(x, at + j)
-                value = plain * _get(scale, j) + _get(shift, j) + _get(shortcut, beside + j)
+                plain = get(x, at + j)
+                value = plain * get(scale, j) + get(shift, j) + get(shortcut, beside + j)
                 bell = _bell(value)
                 slope = _share_below(value, bell) + value * bell * _DENSITY_AT_0
-                ours = _get(gradient, at + j) * slope
-                _put(result, at + j, ours)
-                _add(partial, j, ours)
-                _add(partial, channels + j, ours * plain)
+                ours = get(gradient, at + j) * slope
+                put(result, at + j, ours)
+                add(partial, j, ours)
+                add(partial, channels + j, ours * plain)
         flush(partial, sums, 2 * channels)
 
 
@@ -277,11 +187,11 @@ def _combine(x, numbers, task, first, last):
     numbers: x, channels, a, b and c float32 [channels], g, result.
     """
     channels, a, b, c = numbers[1], floats_at(numbers[2]), floats_at(numbers[3]), floats_at(numbers[4])
-    g, result = _like(x, numbers[5]), _like(x, numbers[6])
+    g, result = like(x, numbers[5]), like(x, numbers[6])
     for pixel in range(first, last):
         at = pixel * channels
         for j in range(channels):
-            _put(result, at + j, _get(g, at + j) * _get(a, j) + _get(x, at + j) * _get(b, j) + _get(c, j))
+            put(result, at + j, get(g, at + j) * get(a, j) + get(x, at + j) * get(b, j) + get(c, j))
 
 
 @compiled_fused
@@ -291,7 +201,7 @@ def _max_unpool(x, numbers, task, first, last):
     numbers: those of `_combine`, places, height and width of the result.
     """
     channels, a, b, c = numbers[1], floats_at(numbers[2]), floats_at(numbers[3]), floats_at(numbers[4])
-    g, result = _like(x, numbers[5]), _like(x, numbers[6])
+    g, result = like(x, numbers[5]), like(x, numbers[6])
     places, height, width = bytes_at(numbers[7]), numbers[8], numbers[9]
     rows, columns = height // 2, width // 2
     for image in range(first, last):
@@ -304,10 +214,10 @@ def _max_unpool(x, numbers, task, first, last):
             )
             # Pooling drops the last row and column of an odd map.
             for j in range(2 * columns * channels, width * channels):
-                _put(upper, j, _ZERO)
-                _put(lower, j, _ZERO)
+                put(upper, j, _ZERO)
+                put(lower, j, _ZERO)
         for j in range(2 * rows * width * channels, height * width * channels):
-            _put(result, image * height * width * channels + j, _ZERO)
+            put(result, image * height * width * channels + j, _ZERO)
 
 
 @lru_cache(maxsize=16)
@@ -315,7 +225,7 @@ def kernel(use: int, in_words: bool) -> Any:
     """For one use and one kind of values: what threads.share_out takes."""
 
     def of_share(numbers, task, first, last):
-        x = _values_at(numbers[0], in_words)
+        x = values_at(numbers[0], in_words)
         if use == ADD_UP:
             _add_up(x, numbers, task, first, last)
         elif use == MAX_POOL:

@@ -1,7 +1,8 @@
 """Images cut into tiles, each transformed by a matrix on both sides, and tiles put together again: compiled code.
 
 What Winograd's convolution does with memory; what it is for stands in winograd.py. Tiles are worked on LANES channels
-at a time, as straight-line code made of the matrix, whose zeros and ones cost nothing.
+at a time, as straight-line code made of the matrix, whose zeros and ones cost nothing. Images and transformed tiles are
+float32 or bfloat16; an image in its frame of zeros and all arithmetic are float32.
 """
 
 from collections import namedtuple
@@ -10,28 +11,39 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from llvmlite import ir
+import numpy as np
+from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
 from fastcifar.kernels.numba_jit import compiled, compiled_callback
 from fastcifar.kernels.numba_maps import flush, pool_row, unpool_row
 from fastcifar.kernels.numba_share import reader, shared
+from fastcifar.kernels.numba_values import get, like, put, rounded, values_at
 from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, moved
 
-LANES = 8
-"""Channels that are worked on at once: one register of AVX2."""
+LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+"""Channels that are worked on at once: one register of AVX-512 or AVX2."""
 TAPS = 3
 """Side of the convolutions' kernels."""
 SIZES = (2, 3, 4, 5, 6, 7)
 """Sides of the squares of outputs that a tile may give; the error grows with them (bench/LOG.md)."""
-_POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2), Fraction(-3, 4))
+_SMALL = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2), Fraction(-3, 4))
+_POINTS = {
+    2: _SMALL[:3],
+    # Found by trying: for bfloat16's sake, whose error they take down by a half.
+    3: (0, Fraction(2, 3), Fraction(-2, 3), -2),
+    4: (0, Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)),
+    **{size: _SMALL[: size + 1] for size in (5, 6, 7)},
+}
 TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH = range(4)
 """The uses of a size's matrices: B^T, A^T, A and B."""
+TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES = range(4)
+"""What is done with images: see `kernel`."""
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-_FLOAT, _LONG, _BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(8).as_pointer()
+_FLOAT, _LONG = ir.FloatType(), ir.IntType(64)
 _FLOATS = types.CPointer(types.float32)
 
 
@@ -42,7 +54,7 @@ def matrices(size: int) -> tuple[Matrix, Matrix, Matrix]:
     Toom and Cook's way: a product of polynomials is known by its values at as many points as it has coefficients, the
     last of them at infinity; what is transposed of it is a convolution.
     """
-    points = [Fraction(point) for point in _POINTS[: size + TAPS - 2]]
+    points = [Fraction(point) for point in _POINTS[size]]
     data, kernel = [], []
     for point in points:
         others = [other for other in points if other != point]
@@ -91,14 +103,14 @@ def _transform(
 ) -> Any:
     """Write M D M^T, of LANES channels, for the matrix M of a size and a use; FROM_PATCH adds to what is there.
 
-    Rows and columns of D and of the target are as many floats apart as is said.
+    Rows and columns of D and of the target are as many values apart as is said.
     """
     matrix = _matrix(size.literal_value, use.literal_value)
     adds = use.literal_value == FROM_PATCH
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, _, target, *target_pitch, source, source_row, source_column = arguments
-        vector = ir.VectorType(_FLOAT, LANES)
+        vector, ints, words = (ir.VectorType(kind, LANES) for kind in (_FLOAT, ir.IntType(32), ir.IntType(16)))
         name = f"llvm.fmuladd.v{LANES}f32"
         fmuladd = builder.module.globals.get(name)
         if fmuladd is None:
@@ -106,7 +118,20 @@ def _transform(
 
         def place(pointer: Any, pitch: Any, row: int, column: int) -> Any:
             steps = [builder.mul(by, _LONG(times)) for by, times in zip(pitch, (row, column), strict=True)]
-            return builder.bitcast(builder.gep(pointer, [builder.add(*steps)]), vector.as_pointer())
+            there = builder.gep(pointer, [builder.add(*steps)])
+            return builder.bitcast(there, (vector if pointer.type.pointee == _FLOAT else words).as_pointer())
+
+        def load(there: Any) -> Any:
+            if there.type.pointee == vector:
+                return builder.load(there, align=4)
+            wide = builder.zext(builder.load(there, align=2), ints)
+            return builder.bitcast(builder.shl(wide, _splat(16)), vector)
+
+        def store(value: Any, there: Any) -> None:
+            if there.type.pointee == vector:
+                builder.store(value, there, align=4)
+                return
+            builder.store(rounded(builder, value), there, align=2)
 
         def times_matrix(values: Sequence[Any]) -> list[Any]:
             return [weighted_sum(row, values) for row in matrix]
@@ -131,36 +156,38 @@ def _transform(
         columns = []
         for column in range(side):
             places = [place(source, (source_row, source_column), row, column) for row in range(side)]
-            columns.append(times_matrix([builder.load(there, align=4) for there in places]))
+            columns.append(times_matrix([load(there) for there in places]))
         for row in range(len(matrix)):
             for column, value in enumerate(times_matrix([values[row] for values in columns])):
                 there = place(target, target_pitch, row, column)
-                result = builder.fadd(builder.load(there, align=4), value) if adds else value
-                builder.store(result, there, align=4)
+                store(builder.fadd(load(there), value) if adds else value, there)
         return context.get_dummy_value()
 
-    arguments = (size, use, _FLOATS, types.intp, types.intp, _FLOATS, types.intp, types.intp)
+    arguments = (size, use, target, types.intp, types.intp, source, types.intp, types.intp)
     return types.void(*arguments), generate
 
 
-_TRANSFORM = types.void(_FLOATS, types.intp, types.intp, _FLOATS, types.intp, types.intp, types.intp)
+def _splat(value: int) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), LANES), [value] * LANES)
 
 
-@lru_cache(maxsize=32)
-def transform(size: int, use: int) -> Any:
-    """Compiled: transform all channels of one tile. Its `address` is what to_tiles and from_tiles take."""
+_TRANSFORM = types.void(*[types.int64] * 7)
+
+
+@lru_cache(maxsize=64)
+def transform(size: int, use: int, in_words: bool) -> Any:
+    """Compiled: transform all channels of one tile, which is in bfloat16 once it is transformed where `in_words`.
+
+    Its `address` is what a layout has.
+    """
+    into = use in (TO_PATCH, TO_GRADIENT)
+    target_in_words, source_in_words = in_words and into, in_words and not into
 
     def of_tile(target, target_row, target_column, source, source_row, source_column, channels):
+        to, of = values_at(target, target_in_words), values_at(source, source_in_words)
         for first in range(0, channels, LANES):
             _transform(
-                size,
-                use,
-                moved(target, first),
-                target_row,
-                target_column,
-                moved(source, first),
-                source_row,
-                source_column,
+                size, use, moved(to, first), target_row, target_column, moved(of, first), source_row, source_column
             )
 
     return compiled_callback(of_tile, _TRANSFORM)
@@ -189,20 +216,15 @@ def _call(
     return types.void(types.int64, *_TRANSFORM.args), generate
 
 
-@intrinsic
-def _copy(typing_context: Any, target: Any, source: Any, num_floats: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        copy = builder.module.declare_intrinsic("llvm.memcpy", [_BYTES, _BYTES, _LONG])
-        pointers = [builder.bitcast(pointer, _BYTES) for pointer in arguments[:2]]
-        builder.call(copy, [*pointers, builder.mul(arguments[2], _LONG(4)), ir.Constant(ir.IntType(1), 0)])
-        return context.get_dummy_value()
-
-    return types.void(_FLOATS, _FLOATS, types.intp), generate
+@compiled
+def _copy(target, source, num):
+    for j in range(num):
+        put(target, j, get(source, j))
 
 
 @compiled
 def _copy_row(target, target_pitch, source, source_pitch, width, channels):
-    """Copy a row of pixels, which are so many floats apart in the one and in the other."""
+    """Copy a row of pixels, which are so many values apart in the one and in the other."""
     if target_pitch == source_pitch:
         _copy(target, source, width * channels)
     else:
@@ -210,41 +232,37 @@ def _copy_row(target, target_pitch, source, source_pitch, width, channels):
             _copy(moved(target, x * target_pitch), moved(source, x * source_pitch), channels)
 
 
-@intrinsic
-def _clear(typing_context: Any, target: Any, num_floats: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        fill = builder.module.declare_intrinsic("llvm.memset", [_BYTES, _LONG])
-        start, num_bytes = builder.bitcast(arguments[0], _BYTES), builder.mul(arguments[1], _LONG(4))
-        builder.call(fill, [start, ir.Constant(ir.IntType(8), 0), num_bytes, ir.Constant(ir.IntType(1), 0)])
-        return context.get_dummy_value()
-
-    return types.void(_FLOATS, types.intp), generate
+@compiled
+def _clear(target, num):
+    for j in range(num):
+        target[j] = np.float32(0)
 
 
 Layout = namedtuple(
     "Layout",
-    "transform height width channels top left rows columns side step places pitch scratch scratch_floats tiles",
+    "transform height width channels top left rows columns side step places pitch scratch scratch_floats tiles "
+    "value_bytes",
 )
-"""What comes first of the numbers that the functions below take.
+"""What comes first of the numbers that a kernel takes.
 
 A transform's address; height, width and channels of the images, and the rows and columns of zeros before each of them;
-rows and columns of tiles, a tile's side and the pixels from one to the next; a transformed tile's side and the floats
+rows and columns of tiles, a tile's side and the pixels from one to the next; a transformed tile's side and the values
 between its places; the address of the tasks' memory, each task's so many floats, an image with its zeros; the address
-of the transformed tiles, whose channels are padded to a multiple of LANES.
+of the transformed tiles, whose channels are padded to a multiple of LANES, and the bytes of one of their values.
 """
 _NUM = len(Layout._fields)
 _layout = reader(Layout)
 
 
 @compiled
-def _transform_tiles(layout, image, framed, row_floats, padded, into):
+def _transform_tiles(layout, image, frame, row_floats, padded, into):
     """Transform all tiles of an image: `into` tiles, from its frame, or the other way round."""
     places = layout.places * layout.pitch
     for row in range(layout.rows):
         for column in range(layout.columns):
             at = ((image * layout.rows + row) * layout.columns + column) * padded
-            tile = moved(floats_at(layout.tiles), at)
-            corner = moved(framed, row * layout.step * row_floats + column * layout.step * padded)
+            tile = layout.tiles + at * layout.value_bytes
+            corner = frame + 4 * layout.step * (row * row_floats + column * padded)
             if into:
                 _call(layout.transform, tile, places, layout.pitch, corner, row_floats, padded, padded)
             else:
@@ -253,85 +271,104 @@ def _transform_tiles(layout, image, framed, row_floats, padded, into):
 
 @compiled
 def _frame(layout, task):
-    """A task's frame for an image and its zeros, the floats of its rows and of all, and the channels with padding."""
+    """Address of a task's frame for an image and its zeros, floats of its rows and of all, channels with padding."""
     padded = -(-layout.channels // LANES) * LANES
     row_floats = ((layout.columns - 1) * layout.step + layout.side) * padded
-    framed = moved(floats_at(layout.scratch), task * layout.scratch_floats)
-    return framed, row_floats, ((layout.rows - 1) * layout.step + layout.side) * row_floats, padded
+    frame = layout.scratch + 4 * task * layout.scratch_floats
+    return frame, row_floats, ((layout.rows - 1) * layout.step + layout.side) * row_floats, padded
 
 
-@shared
-def to_tiles(numbers, task, first, last):
+@compiled
+def _to_tiles(images, numbers, task, first, last):
     """Transform each tile of images [n, h, w, channels], which overlap, to places [side * side, n * tiles, channels].
 
     numbers: the layout and the images' address.
     """
-    layout, images = _layout(numbers), floats_at(numbers[_NUM])
+    layout = _layout(numbers)
     width, channels = layout.width, layout.channels
-    framed, row_floats, num_floats, padded = _frame(layout, task)
+    frame, row_floats, num_floats, padded = _frame(layout, task)
+    framed = floats_at(frame)
     _clear(framed, num_floats)
     for image in range(first, last):
         for y in range(layout.height):
             source = moved(images, (image * layout.height + y) * width * channels)
             target = moved(framed, (y + layout.top) * row_floats + layout.left * padded)
             _copy_row(target, padded, source, channels, width, channels)
-        _transform_tiles(layout, image, framed, row_floats, padded, True)
+        _transform_tiles(layout, image, frame, row_floats, padded, True)
 
 
-@shared
-def from_tiles(numbers, task, first, last):
+@compiled
+def _from_tiles(images, numbers, task, first, last):
     """Write images from their transformed tiles, the other way round; where tiles overlap their sum is written."""
-    layout, images = _layout(numbers), floats_at(numbers[_NUM])
+    layout = _layout(numbers)
     width, channels = layout.width, layout.channels
-    framed, row_floats, num_floats, padded = _frame(layout, task)
+    frame, row_floats, num_floats, padded = _frame(layout, task)
+    framed = floats_at(frame)
     for image in range(first, last):
         if layout.side > layout.step:
             _clear(framed, num_floats)
-        _transform_tiles(layout, image, framed, row_floats, padded, False)
+        _transform_tiles(layout, image, frame, row_floats, padded, False)
         for y in range(layout.height):
             target = moved(images, (image * layout.height + y) * width * channels)
             source = moved(framed, (y + layout.top) * row_floats + layout.left * padded)
             _copy_row(target, channels, source, padded, width, channels)
 
 
-@shared
-def pool_tiles(numbers, task, first, last):
-    """What `from_tiles` and max-pooling of its images give, which are never written: results, places and sums.
+@compiled
+def _pool_tiles(results, numbers, task, first, last):
+    """What `_from_tiles` and max-pooling of its images give, which are never written: results, places and sums.
 
     numbers: the layout and the addresses of results, places, sums and partial sums, all as maps.py has them.
     """
-    layout = _layout(numbers)
-    results, places = floats_at(numbers[_NUM]), bytes_at(numbers[_NUM + 1])
+    layout, places = _layout(numbers), bytes_at(numbers[_NUM + 1])
     rows, columns, channels = layout.height // 2, layout.width // 2, layout.channels
     sums = moved(doubles_at(numbers[_NUM + 2]), task * 2 * channels)
     partial = moved(floats_at(numbers[_NUM + 3]), task * 2 * channels)
-    framed, row_floats, _, padded = _frame(layout, task)
+    frame, row_floats, _, padded = _frame(layout, task)
     for image in range(first, last):
-        _transform_tiles(layout, image, framed, row_floats, padded, False)
+        _transform_tiles(layout, image, frame, row_floats, padded, False)
         for row in range(rows):
-            upper, at = moved(framed, 2 * row * row_floats), (image * rows + row) * columns * channels
+            upper, at = moved(floats_at(frame), 2 * row * row_floats), (image * rows + row) * columns * channels
             lower = moved(upper, row_floats)
             pool_row(upper, lower, padded, columns, channels, moved(results, at), moved(places, at), partial)
             flush(partial, sums, 2 * channels)
 
 
-@shared
-def unpool_tiles(numbers, task, first, last):
-    """What `to_tiles` gives of a pooled map's gradient, which is never written.
+@compiled
+def _unpool_tiles(gradient, numbers, task, first, last):
+    """What `_to_tiles` gives of a pooled map's gradient, which is never written.
 
     numbers: the layout and the addresses of the gradient, of the pooled values, of their places, and of what
     `maps.combine` takes by channel, float32 [3, channels].
     """
     layout = _layout(numbers)
-    gradient, values, places = floats_at(numbers[_NUM]), floats_at(numbers[_NUM + 1]), bytes_at(numbers[_NUM + 2])
+    values, places, a = like(gradient, numbers[_NUM + 1]), bytes_at(numbers[_NUM + 2]), floats_at(numbers[_NUM + 3])
     rows, columns, channels = layout.height // 2, layout.width // 2, layout.channels
-    a = floats_at(numbers[_NUM + 3])
     b, c = moved(a, channels), moved(a, 2 * channels)
-    framed, row_floats, num_floats, padded = _frame(layout, task)
+    frame, row_floats, num_floats, padded = _frame(layout, task)
+    framed = floats_at(frame)
     _clear(framed, num_floats)
     for image in range(first, last):
         for row in range(rows):
             upper, at = moved(framed, 2 * row * row_floats), (image * rows + row) * columns * channels
             g, x, place, lower = moved(gradient, at), moved(values, at), moved(places, at), moved(upper, row_floats)
             unpool_row(g, x, place, a, b, c, columns, channels, upper, lower, padded)
-        _transform_tiles(layout, image, framed, row_floats, padded, True)
+        _transform_tiles(layout, image, frame, row_floats, padded, True)
+
+
+@lru_cache(maxsize=8)
+def kernel(step: int, in_words: bool) -> Any:
+    """One of the steps above for one kind of values: what threads.share_out takes."""
+
+    def of_share(numbers, task, first, last):
+        values = values_at(numbers[_NUM], in_words)
+        if step == TO_TILES:
+            _to_tiles(values, numbers, task, first, last)
+        elif step == FROM_TILES:
+            _from_tiles(values, numbers, task, first, last)
+        elif step == POOL_TILES:
+            _pool_tiles(values, numbers, task, first, last)
+        else:
+            _unpool_tiles(values, numbers, task, first, last)
+
+    return shared(of_share)

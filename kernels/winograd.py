@@ -1,16 +1,19 @@
-"""3x3 convolutions in float32 on a CPU with about a quarter of the multiplications, forward and backward.
+"""3x3 convolutions on a CPU with about a quarter of the multiplications, forward and backward.
 
 Winograd's minimal filtering (Lavin and Gray, arXiv:1509.09308): an output of m x m pixels comes from a patch of
 (m + 2) x (m + 2) by (m + 2)^2 multiplications a pair of channels in place of 9 m^2. Patches are transformed
 (numba_tiles.py), one matrix product for each of their places does the rest, and the result is transformed back. Its
 gradients are the same three steps the other way round. m is chosen by the shape alone: what wastes least at the edges.
+
+In float32 the result is the library's but for some 1e-5 of it. In bfloat16, whose products the library makes in
+float32 and rounds once, patches and products are rounded too, and errors are some 2 % of the result's size.
 """
 
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +21,19 @@ from torch import Tensor
 
 from fastcifar.kernels import numba_tiles
 from fastcifar.kernels.maps import Pooled, Sums, empty
-from fastcifar.kernels.numba_tiles import FROM_PATCH, FROM_PRODUCT, LANES, SIZES, TAPS, TO_GRADIENT, TO_PATCH
+from fastcifar.kernels.numba_tiles import (
+    FROM_PATCH,
+    FROM_PRODUCT,
+    FROM_TILES,
+    LANES,
+    POOL_TILES,
+    SIZES,
+    TAPS,
+    TO_GRADIENT,
+    TO_PATCH,
+    TO_TILES,
+    UNPOOL_TILES,
+)
 from fastcifar.kernels.threads import num_tasks_for, share_out
 
 Sides = tuple[int, int, int, int]
@@ -26,17 +41,19 @@ Sides = tuple[int, int, int, int]
 
 _WORTH = 0.6
 """Most multiplications, as a share of the direct way's, for which transforming is worth while."""
-_MIN_CHANNELS = 16
-"""Fewest channels on either side for which it is."""
+_MIN_CHANNELS = {torch.float32: 16, torch.bfloat16: 64}
+"""Fewest channels on either side for which it is: the faster the products, the more."""
+_MAX_SIZE = {torch.float32: 7, torch.bfloat16: 4}
+"""Side of the largest squares: their error grows with them (bench/LOG.md)."""
 _PIECE = 2**26
 """Most transformed values made at a time, 256 MiB: a batch of any size must not take more."""
 
 
-def pays(channels_in: int, channels_out: int, height: int, width: int) -> bool:
+def pays(channels_in: int, channels_out: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
     """Whether a convolution that gives maps of this height and width is faster this way than the library's."""
-    if min(channels_in, channels_out) < _MIN_CHANNELS or min(height, width) < 1:
+    if dtype not in _MAX_SIZE or min(channels_in, channels_out) < _MIN_CHANNELS[dtype] or min(height, width) < 1:
         return False
-    tiling = tiling_for(height, width)
+    tiling = tiling_for(height, width, dtype)
     return tiling.multiplications <= _WORTH * TAPS**2 * height * width
 
 
@@ -60,17 +77,21 @@ class Tiling:
 
 
 @lru_cache(maxsize=256)
-def tiling_for(height: int, width: int) -> Tiling:
+def tiling_for(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tiling:
     """The tiling of an output that takes fewest multiplications; of several the smallest, which is the most exact."""
-    tilings = [Tiling(size, -(-height // size), -(-width // size)) for size in SIZES]
+    tilings = [Tiling(size, -(-height // size), -(-width // size)) for size in SIZES if size <= _MAX_SIZE[dtype]]
     return min(tilings, key=lambda tiling: tiling.multiplications)
 
 
-def prepare() -> None:
-    """Have the compiled code of all sizes ready, which otherwise happens when a size is first used."""
+def prepare(dtype: torch.dtype) -> None:
+    """Have the compiled code for this dtype ready, which otherwise happens when a step or a size is first used."""
+    in_words = dtype == torch.bfloat16
+    for step in (TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES):
+        numba_tiles.kernel(step, in_words)
     for size in SIZES:
         for use in (TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH):
-            numba_tiles.transform(size, use)
+            if size <= _MAX_SIZE[dtype]:
+                numba_tiles.transform(size, use, in_words)
 
 
 class Unpooled(NamedTuple):
@@ -90,17 +111,22 @@ def _kernel_transform(size: int) -> Tensor:
 
 
 def _transformed_weight(weight: Tensor, size: int) -> Tensor:
-    """[(size + 2)^2, channels_in, channels_out]."""
+    """[(size + 2)^2, channels_in, channels_out], of the weight's dtype."""
     channels_out, channels_in = weight.shape[:2]
-    rows = weight.permute(2, 3, 1, 0).reshape(TAPS**2, channels_in * channels_out)
-    return (_kernel_transform(size) @ rows).view(-1, channels_in, channels_out)
+    rows = weight.float().permute(2, 3, 1, 0).reshape(TAPS**2, channels_in * channels_out)
+    return _exact_product(_kernel_transform(size), rows).view(-1, channels_in, channels_out).to(weight.dtype)
 
 
 def _weight_gradient(by_place: Tensor, size: int) -> Tensor:
-    """[channels_out, channels_in, 3, 3] from the gradient of the transformed weight."""
+    """[channels_out, channels_in, 3, 3] from the gradient of the transformed weight, both float32."""
     _, channels_in, channels_out = by_place.shape
-    rows = _kernel_transform(size).T @ by_place.view(-1, channels_in * channels_out)
+    rows = _exact_product(_kernel_transform(size).T, by_place.view(-1, channels_in * channels_out))
     return rows.view(TAPS, TAPS, channels_in, channels_out).permute(3, 2, 0, 1)
+
+
+def _exact_product(left: Tensor, right: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):  # which takes the product of float32 for one to be rounded
+        return left @ right
 
 
 def _padded(channels: int) -> int:
@@ -115,15 +141,15 @@ class _Memory(threading.local):
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def take(self, name: str, num: int) -> Tensor:
-        """float32 [num], whatever is in it."""
-        kept = self._kept.get(name)
+    def take(self, name: str, dtype: torch.dtype, num: int) -> Tensor:
+        """[num] values, whatever is in them."""
+        kept = self._kept.get((name, dtype))
         if kept is None or kept.numel() < num:
-            self._kept.pop(name, None)
+            self._kept.pop((name, dtype), None)
             with torch.inference_mode(False):  # or it would be of no use outside of it
-                kept = self._kept[name] = torch.empty(num, dtype=torch.float32)
+                kept = self._kept[name, dtype] = torch.empty(num, dtype=dtype)
         return kept[:num]
 
 
@@ -134,7 +160,8 @@ _MEMORY = _Memory()
 class Convolution:
     """A convolution's shapes and its weight, transformed: what its way forward and its way back have in common.
 
-    All tensors are float32 on a CPU, results channels-last; nothing is recorded for a gradient.
+    Tensors are all float32 or all bfloat16, on a CPU, results channels-last; the weight's gradient is float32. Nothing
+    is recorded for a gradient.
     """
 
     n: int
@@ -153,7 +180,7 @@ class Convolution:
         """
         n, _, height, width = images.shape
         left, right, top, bottom = sides
-        tiling = tiling_for(height + top + bottom + 1 - TAPS, width + left + right + 1 - TAPS)
+        tiling = tiling_for(height + top + bottom + 1 - TAPS, width + left + right + 1 - TAPS, weight.dtype)
         return cls(n, height, width, sides, tiling, _transformed_weight(weight, tiling.size))
 
     @property
@@ -176,20 +203,25 @@ class Convolution:
         """Columns of the output: w + left + right - 2."""
         return self.width + self.sides[0] + self.sides[1] + 1 - TAPS
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images and output."""
+        return self.by_place.dtype
+
     def output(self, images: Tensor) -> Tensor:
         """[n, channels_out, out_height, out_width]."""
-        output = empty(self.n, self.channels_out, self.out_height, self.out_width)
+        output = empty(self.n, self.channels_out, self.out_height, self.out_width, dtype=self.dtype)
         for piece, products in self._products(images):
-            self._run(numba_tiles.from_tiles, FROM_PRODUCT, piece, products, output[piece])
+            self._run(FROM_TILES, FROM_PRODUCT, piece, products, output[piece])
         return output
 
     def pooled_output(self, images: Tensor) -> tuple[Pooled, Tensor]:
         """What maps.max_pool makes of the output, which itself is never written."""
-        values = empty(self.n, self.channels_out, self.out_height // 2, self.out_width // 2)
+        values = empty(self.n, self.channels_out, self.out_height // 2, self.out_width // 2, dtype=self.dtype)
         pooled, sums = Pooled(values, torch.empty_like(values, dtype=torch.uint8)), Sums(values)
         for piece, products in self._products(images):
             maps = [part[piece] for part in pooled]
-            self._run(numba_tiles.pool_tiles, FROM_PRODUCT, piece, products, *maps, *sums.begun)
+            self._run(POOL_TILES, FROM_PRODUCT, piece, products, *maps, *sums.begun)
         return pooled, sums.total()
 
     def gradients(
@@ -199,17 +231,17 @@ class Convolution:
         images = _channels_last(images)
         if isinstance(gradient, Tensor):
             gradient = _channels_last(gradient)
-        result = empty(*images.shape) if of_images else None
-        of_places = torch.zeros_like(self.by_place) if of_weight else None
+        result = empty(*images.shape, dtype=self.dtype) if of_images else None
+        of_places = torch.zeros_like(self.by_place, dtype=torch.float32) if of_weight else None
         for piece in self._pieces():
             patches, products = self._tiles(piece)
             self._to_gradients(gradient, piece, products)
             if of_places is not None:
-                self._run(numba_tiles.to_tiles, TO_PATCH, piece, patches, images[piece])
-                of_places.baddbmm_(patches.transpose(1, 2), products)
+                self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
+                _add_product(of_places, patches.transpose(1, 2), products)
             if result is not None:
                 torch.bmm(products, self.by_place.transpose(1, 2), out=patches)
-                self._run(numba_tiles.from_tiles, FROM_PATCH, piece, patches, result[piece])
+                self._run(FROM_TILES, FROM_PATCH, piece, patches, result[piece])
         return result, None if of_places is None else _weight_gradient(of_places, self.tiling.size)
 
     def _products(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -217,17 +249,17 @@ class Convolution:
         images = _channels_last(images)
         for piece in self._pieces():
             patches, products = self._tiles(piece)
-            self._run(numba_tiles.to_tiles, TO_PATCH, piece, patches, images[piece])
+            self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
             torch.bmm(patches, self.by_place, out=products)
             yield piece, products
 
     def _to_gradients(self, gradient: Tensor | Unpooled, piece: slice, products: Tensor) -> None:
         """Transform a piece of the output's gradient to that of the products."""
         if isinstance(gradient, Tensor):
-            self._run(numba_tiles.to_tiles, TO_GRADIENT, piece, products, gradient[piece])
+            self._run(TO_TILES, TO_GRADIENT, piece, products, gradient[piece])
             return
         maps = [part[piece] for part in (gradient.gradient, *gradient.pooled)]
-        self._run(numba_tiles.unpool_tiles, TO_GRADIENT, piece, products, *maps, torch.stack(gradient.by_channel))
+        self._run(UNPOOL_TILES, TO_GRADIENT, piece, products, *maps, torch.stack(gradient.by_channel))
 
     def _pieces(self) -> list[slice]:
         """Which images are worked on at a time."""
@@ -236,16 +268,24 @@ class Convolution:
         return [slice(start, min(start + length, self.n)) for start in range(0, self.n, length)]
 
     def _tiles(self, piece: slice) -> tuple[Tensor, Tensor]:
-        """Memory for the transformed patches and products: [places, n * tiles, channels], until the next call."""
+        """Memory for the transformed patches and products: [places, n * tiles, channels], until the next call.
+
+        Of an even number of tiles one more, of zeros: places a multiple of 4 KiB apart would share a few lines of the
+        first cache. Leaving a gap instead, so that the places are no whole block, costs the library a copy.
+        """
         places, num = self.tiling.places**2, (piece.stop - piece.start) * self.tiling.rows * self.tiling.columns
+        whole = num | 1
         patches, products = (
-            _MEMORY.take(name, places * num * _padded(channels)).view(places, num, -1)[:, :, :channels]
+            _MEMORY.take(name, self.dtype, places * whole * _padded(channels)).view(places, whole, -1)[:, :, :channels]
             for name, channels in (("patches", self.channels_in), ("products", self.channels_out))
         )
+        if whole > num:
+            patches[:, num:], products[:, num:] = 0, 0
         return patches, products
 
-    def _run(self, function: Any, use: int, piece: slice, tiles: Tensor, *rest: Tensor) -> None:
-        """Run one of numba_tiles' functions for a piece of the images or of the output, as the use has it."""
+    def _run(self, step: int, use: int, piece: slice, tiles: Tensor, *rest: Tensor) -> None:
+        """Run one of numba_tiles' steps for a piece of the images or of the output, as the use has it."""
+        in_words = self.dtype == torch.bfloat16
         n, size, rows, columns = piece.stop - piece.start, self.tiling.size, self.tiling.rows, self.tiling.columns
         if use in (TO_PATCH, FROM_PATCH):
             shape, side = (self.height, self.width, self.channels_in), self.tiling.places
@@ -256,7 +296,7 @@ class Convolution:
         num_tasks = num_tasks_for(n)
         scratch = torch.empty((num_tasks, scratch_floats), dtype=torch.float32)
         layout = numba_tiles.Layout(
-            numba_tiles.transform(size, use).address,
+            numba_tiles.transform(size, use, in_words).address,
             *shape,
             *before,
             rows,
@@ -268,8 +308,18 @@ class Convolution:
             scratch=scratch.data_ptr(),
             scratch_floats=scratch_floats,
             tiles=tiles.data_ptr(),
+            value_bytes=tiles.element_size(),
         )
-        share_out(function, n, [*layout, *(tensor.data_ptr() for tensor in rest)], num_tasks)
+        numbers = [*layout, *(tensor.data_ptr() for tensor in rest)]
+        share_out(numba_tiles.kernel(step, in_words), n, numbers, num_tasks)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add batches of left @ right to a float32 total."""
+    if left.dtype == total.dtype:
+        total.baddbmm_(left, right)
+    else:
+        total += torch.bmm(left, right)
 
 
 def _channels_last(images: Tensor) -> Tensor:

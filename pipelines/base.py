@@ -186,7 +186,7 @@ class Fuser:
         looked at here (`kernels.augment_batch` says why): `open` has checked those that pipelines draw from.
         """
         settings, n = self._settings, len(labels)
-        images, mix_weights, partners = augment_batch(
+        images, mix_weights, _partners = augment_batch(
             images_nhwc,
             self._in_order[:n] if rows_n is None else rows_n,
             settings.augmentation,
@@ -195,8 +195,9 @@ class Fuser:
             epoch=epoch,
             indices_n=indices if rows_n is None else None,
             dtype=settings.dtype,
-            out=self._buffer[:n],
+            out=self._buffer if n == len(self._buffer) else self._buffer[:n],
             num_threads=settings.num_threads,
         )
-        mix_labels = None if partners is None else labels[partners]
+        # Each image is mixed with the next one, the last with the first.
+        mix_labels = None if mix_weights is None else labels.roll(-1)
         return Batch(images, labels, mix_labels, mix_weights, indices)

@@ -78,6 +78,40 @@ def test_winograds_outputs_and_gradients_are_the_librarys(
         close(our, their)
 
 
+def rms_error(our: Tensor, their: Tensor) -> float:
+    """Root mean square of the difference, as a share of their root mean square."""
+    return float((our.double() - their.double()).square().mean().sqrt() / their.double().square().mean().sqrt())
+
+
+@given(
+    n=st.integers(1, 5),
+    channels=st.sampled_from([(8, 8), (17, 24), (30, 16)]),
+    height=st.integers(3, 11),
+    width=st.integers(3, 11),
+    sides=sides,
+)
+def test_winograds_bfloat16_is_near_the_librarys_float64(
+    n: int, channels: tuple[int, int], height: int, width: int, sides: convolution.Sides
+) -> None:
+    images, weight = (tensor.bfloat16() for tensor in images_and_weight(n, channels, height, width, last=True))
+    ours = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, sides))
+    theirs = gradients(images.double(), weight.double(), None, lambda x, w: F.conv2d(F.pad(x, sides), w))
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.dtype == torch.bfloat16
+        assert our.shape == their.shape
+        assert rms_error(our, their) < 0.06
+
+
+def test_autocast_rounds_what_it_should_and_no_more() -> None:
+    """Under autocast the weight is transformed in float32, as it is without."""
+    images, weight = (tensor.bfloat16() for tensor in images_and_weight(4, (16, 16), 6, 6, last=True))
+    plain = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1)))
+    for one, other in zip(plain, cast, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("size", numba_tiles.SIZES)
 def test_winograds_matrices_are_exact(size: int) -> None:
     """F(size, 3) of Lavin and Gray, in one dimension, in fractions."""
@@ -88,16 +122,24 @@ def test_winograds_matrices_are_exact(size: int) -> None:
     assert list(output @ ((kernel @ taps) * (data @ values))) == expected
 
 
-@pytest.mark.parametrize("size", numba_tiles.SIZES)
-def test_every_size_of_tile_works(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "tiling_for", lambda h, w: winograd.Tiling(size, -(-h // size), -(-w // size)))
-    images, weight = images_and_weight(3, (64, 48), 13, 7, last=True)
-    ours = gradients(images.float(), weight.float(), None, lambda x, w: convolution._Winograd.apply(x, w, (1, 0, 1, 1)))
-    theirs = gradients(images, weight, None, lambda x, w: F.conv2d(F.pad(x, (1, 0, 1, 1)), w))
+@pytest.mark.parametrize(
+    ("dtype", "size", "most"),
+    # The larger, the less exact. bfloat16's own rounding is 0.002.
+    [
+        *((torch.float32, size, 1e-5) for size in numba_tiles.SIZES[:-1]),
+        (torch.float32, 7, 1e-4),
+        (torch.bfloat16, 2, 0.01),
+        (torch.bfloat16, 3, 0.02),
+        (torch.bfloat16, 4, 0.03),
+    ],
+)
+def test_every_size_of_tile_works(dtype: torch.dtype, size: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "tiling_for", lambda h, w, _: winograd.Tiling(size, -(-h // size), -(-w // size)))
+    images, weight = (tensor.to(dtype) for tensor in images_and_weight(3, (64, 48), 13, 7, last=True))
+    ours = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 0, 1, 1)))
+    theirs = gradients(images.double(), weight.double(), None, lambda x, w: F.conv2d(F.pad(x, (1, 0, 1, 1)), w))
     for our, their in zip(ours, theirs, strict=True):
-        error = (our.double() - their).square().mean().sqrt() / their.square().mean().sqrt()
-        # The larger, the less exact; bfloat16's errors are a hundred times those of 7 (bench/LOG.md).
-        assert error < (1e-4 if size == 7 else 1e-5)
+        assert rms_error(our, their) < most
 
 
 @pytest.mark.parametrize("values", [1, 3 * 2 * 2 * 36 * 24, 2**26])
@@ -136,9 +178,17 @@ def test_where_winograd_pays(channels_in: int, channels_out: int, height: int, w
     assert winograd.pays(channels_in, channels_out, height, width) is pays
 
 
+@pytest.mark.parametrize(
+    ("channels", "side", "pays"), [(64, 30, True), (256, 3, True), (32, 30, False), (256, 1, False)]
+)
+def test_where_it_pays_in_bfloat16(channels: int, side: int, pays: bool) -> None:
+    assert winograd.pays(channels, 256, side, side, torch.bfloat16) is pays
+
+
 @pytest.mark.parametrize(("side", "size"), [(30, 6), (15, 5), (14, 7), (7, 7), (6, 6), (4, 4), (3, 3), (2, 2), (8, 4)])
 def test_tiles_fit_the_map(side: int, size: int) -> None:
     assert winograd.tiling_for(side, side).size == size
+    assert winograd.tiling_for(side, side, torch.bfloat16).size <= 4
 
 
 def test_bfloat16_on_amx_takes_the_packed_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,20 +209,22 @@ def test_bfloat16_on_amx_takes_the_packed_way(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("dtype", "amx", "width", "way"),
+    ("dtype", "units", "width", "way"),
     [
-        (torch.float32, False, 15, convolution._Winograd),
-        (torch.float32, True, 2, convolution._Winograd),
-        (torch.float64, False, 7, None),
-        (torch.bfloat16, False, 7, None),
-        (torch.bfloat16, True, 8, convolution._Packed),
-        (torch.bfloat16, True, 9, None),
+        (torch.float32, [], 15, convolution._Winograd),
+        (torch.float32, ["avx512_bf16", "amx_bf16"], 2, convolution._Winograd),
+        (torch.float64, [], 7, None),
+        (torch.bfloat16, [], 7, None),
+        (torch.bfloat16, ["avx512_bf16"], 7, convolution._Winograd),
+        (torch.bfloat16, ["avx512_bf16", "amx_bf16"], 8, convolution._Packed),
+        (torch.bfloat16, ["avx512_bf16", "amx_bf16"], 9, None),
+        (torch.float16, ["avx512_bf16"], 7, None),
     ],
 )
 def test_the_way_follows_from_dtype_device_and_shape(
-    dtype: torch.dtype, amx: bool, width: int, way: type | None, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, units: list[str], width: int, way: type | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(units, True))
     assert convolution._way(dtype, torch.zeros(64, 64, 3, 3, requires_grad=True), width, width) is way
 
 

@@ -117,6 +117,27 @@ def test_pooling_within_the_convolution_is_pooling_after_it(
         assert_close(one, other, 1e-5)
 
 
+def test_pooling_within_the_convolution_in_bfloat16() -> None:
+    images, weight = random_map(6, 16, 13, 12), random_map(24, 16, 3, 3, seed=1)
+
+    def both_ways(dtype: torch.dtype, function: object) -> list[Tensor]:
+        inputs, norm = [images.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()], norm_for(24)
+        result = function(*inputs, norm)
+        result.float().square().sum().backward()
+        return [result.detach(), *(each.grad for each in (*inputs, norm.bias)), *norm.buffers()]
+
+    sides = (1, 1, 1, 0)
+    ours = both_ways(
+        torch.bfloat16, lambda x, w, norm: activation._ConvolvePoolNormGelu.apply(x, w, norm.bias, norm, sides)
+    )
+    theirs = both_ways(torch.float32, lambda x, w, norm: F.gelu(norm(F.max_pool2d(F.conv2d(F.pad(x, sides), w), 2))))
+    assert ours[0].dtype == torch.bfloat16
+    # Of two pixels nearly alike the other one may be the larger, and takes all of the gradient.
+    for our, their, most in zip(ours, theirs, (0.03, 0.4, 0.2, 0.05, 0.1, 0.05, 0.0), strict=True):
+        error = (our.double() - their.double()).square().mean().sqrt() / their.double().square().mean().sqrt()
+        assert error <= most
+
+
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("with_shortcut", [False, True])
 def test_evaluation_takes_the_running_statistics_and_leaves_them(pool: bool, with_shortcut: bool) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastcifar.kernels.dispatch import has_numba
-from fastcifar.models.convolution import Sides, convolve_3x3, takes_winograd
+from fastcifar.models.convolution import Sides, compute_dtype, convolve_3x3, takes_winograd
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -34,7 +34,8 @@ def norm_gelu(x: Tensor, norm: nn.BatchNorm2d, *, shortcut: Tensor | None = None
 def convolve_pool_norm_gelu(images: Tensor, weight: Tensor, norm: nn.BatchNorm2d, sides: Sides) -> Tensor:
     """`norm_gelu` of `convolve_3x3`'s output, pooled; where it pays, that output is never written to memory."""
     if _takes_ours(images, norm) and takes_winograd(images, weight, sides):
-        return _ConvolvePoolNormGelu.apply(images, weight, norm.bias, norm, sides)
+        dtype = compute_dtype(images)
+        return _ConvolvePoolNormGelu.apply(images.to(dtype), weight.to(dtype), norm.bias, norm, sides)
     return norm_gelu(convolve_3x3(images, weight, sides=sides), norm, pool=True)
 
 

@@ -1,9 +1,10 @@
 """3x3 convolutions that take another way on CPUs, where the library's is the slow part of training.
 
-In float32 they are made with a fraction of the multiplications (kernels/winograd.py). In bfloat16 on AMX the library is
-said to be slow at the weight gradient of narrow maps, so images are laid side by side with columns of zeros between
-them and it is asked for the gradient of that (right by the tests, its gain not measured yet). Which way is taken
-depends on dtype, device and shape alone, never on a timing, so that a seed repeats its bits.
+In float32, and in bfloat16 where vectors are the units for it, they are made with a fraction of the multiplications
+(kernels/winograd.py). In bfloat16 on AMX the library is said to be slow at the weight gradient of narrow maps, so
+images are laid side by side with columns of zeros between them and it is asked for the gradient of that (right by the
+tests, its gain not measured yet). Which way is taken depends on dtype, device and shape alone, never on a timing, so
+that a seed repeats its bits.
 """
 
 from typing import Any, Literal
@@ -43,7 +44,7 @@ def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None = None, sid
     way = _way_for(images, weight, sides)
     if way is None:
         return _convolve(images, weight, bias, sides)
-    dtype = _compute_dtype(images)
+    dtype = compute_dtype(images)
     output = way.apply(images.to(dtype), weight.to(dtype), sides)
     return output if bias is None else output + bias.to(dtype)[:, None, None]
 
@@ -55,13 +56,14 @@ def takes_winograd(images: Tensor, weight: Tensor, sides: Sides) -> bool:
 
 def prepare(device: torch.device, dtype: torch.dtype) -> None:
     """Have the compiled code for training in `dtype` on `device` ready, which otherwise the first step waits for."""
-    if device.type == "cpu" and dtype == torch.float32 and has_numba():
+    if device.type == "cpu" and _has_winograd(dtype):
         from fastcifar.kernels import winograd
 
-        winograd.prepare()
+        winograd.prepare(dtype)
 
 
-def _compute_dtype(images: Tensor) -> torch.dtype:
+def compute_dtype(images: Tensor) -> torch.dtype:
+    """What a convolution on a CPU computes in: the autocast dtype, if there is one, or else the images'."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
 
 
@@ -71,18 +73,29 @@ def _way_for(images: Tensor, weight: Tensor, sides: Sides) -> type[torch.autogra
         return None
     left, right, top, bottom = sides
     height, width = images.shape[-2] + top + bottom - 2, images.shape[-1] + left + right - 2
-    return _way(_compute_dtype(images), weight, height, width)
+    return _way(compute_dtype(images), weight, height, width)
 
 
 def _way(dtype: torch.dtype, weight: Tensor, height: int, width: int) -> type[torch.autograd.Function] | None:
     """How a CPU makes maps of this height and width; None where the library is as fast."""
-    if dtype == torch.float32 and has_numba():
+    if _has_winograd(dtype):
         from fastcifar.kernels import winograd
 
-        return _Winograd if winograd.pays(weight.shape[1], weight.shape[0], height, width) else None
-    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+        return _Winograd if winograd.pays(weight.shape[1], weight.shape[0], height, width, dtype) else None
     trains = torch.is_grad_enabled() and weight.requires_grad
-    return _Packed if dtype == torch.bfloat16 and amx and trains and width <= _PACKED_MAX_WIDTH_PX else None
+    narrow = width <= _PACKED_MAX_WIDTH_PX
+    return _Packed if dtype == torch.bfloat16 and _has("amx_bf16") and trains and narrow else None
+
+
+def _has_winograd(dtype: torch.dtype) -> bool:
+    """Whether few multiplications are worth while on this CPU: not where matrix units make them next to nothing."""
+    if not has_numba():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and _has("avx512_bf16") and not _has("amx_bf16"))
+
+
+def _has(units: str) -> bool:
+    return bool(torch.cpu.get_capabilities().get(units, False))
 
 
 class _Winograd(torch.autograd.Function):
