@@ -39,6 +39,7 @@ def draw(
     num_threads: at most this many; None takes torch.get_num_threads(). Raises ValueError where it is less than 1.
     """
     numbers, amounts = _setting_arrays(settings)
+    seed = int(seed)  # an unsigned one of NumPy has no negative
     drawing = numba_draw.Drawing(
         # The bits of the seed, which may be 64.
         seed=seed if seed < 1 << 63 else seed - (1 << 64),
@@ -111,11 +112,11 @@ def augment(
     share_out(numba_pixels.augment, len(rows_n), batch, num_tasks)
 
 
-def address(images_nhwc: Any) -> int:
+def address(values: Any) -> int:
     """Where the memory of an array or of a tensor on the host begins."""
-    if isinstance(images_nhwc, np.ndarray):
-        return images_nhwc.__array_interface__["data"][0]
-    return images_nhwc.data_ptr()
+    if isinstance(values, np.ndarray):
+        return values.__array_interface__["data"][0]
+    return values.data_ptr()
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:

@@ -12,17 +12,17 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from fastcifar.kernels.numba_jit import compiled, compiled_callback
 from fastcifar.kernels.numba_maps import flush, pool_row, unpool_row
 from fastcifar.kernels.numba_share import reader, shared
-from fastcifar.kernels.numba_values import get, like, put, rounded, values_at
+from fastcifar.kernels.numba_values import get, like, put, rounded, target_has, values_at
 from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, moved
 
-LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+LANES = 16 if target_has("avx512f") else 8
 """Channels that are worked on at once: one register of AVX-512 or AVX2."""
 TAPS = 3
 """Side of the convolutions' kernels."""
@@ -44,7 +44,6 @@ TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES = range(4)
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 _FLOAT, _LONG = ir.FloatType(), ir.IntType(64)
-_FLOATS = types.CPointer(types.float32)
 
 
 @lru_cache(maxsize=8)
@@ -131,7 +130,7 @@ def _transform(
             if there.type.pointee == vector:
                 builder.store(value, there, align=4)
                 return
-            builder.store(rounded(builder, value), there, align=2)
+            builder.store(rounded(builder, value, target_has("avx512bf16")), there, align=2)
 
         def times_matrix(values: Sequence[Any]) -> list[Any]:
             return [weighted_sum(row, values) for row in matrix]
@@ -250,7 +249,7 @@ rows and columns of tiles, a tile's side and the pixels from one to the next; a 
 between its places; the address of the tasks' memory, each task's so many floats, an image with its zeros; the address
 of the transformed tiles, whose channels are padded to a multiple of LANES, and the bytes of one of their values.
 """
-_NUM = len(Layout._fields)
+_NUM_LAYOUT = len(Layout._fields)
 _layout = reader(Layout)
 
 
@@ -320,10 +319,10 @@ def _pool_tiles(results, numbers, task, first, last):
 
     numbers: the layout and the addresses of results, places, sums and partial sums, all as maps.py has them.
     """
-    layout, places = _layout(numbers), bytes_at(numbers[_NUM + 1])
+    layout, places = _layout(numbers), bytes_at(numbers[_NUM_LAYOUT + 1])
     rows, columns, channels = layout.height // 2, layout.width // 2, layout.channels
-    sums = moved(doubles_at(numbers[_NUM + 2]), task * 2 * channels)
-    partial = moved(floats_at(numbers[_NUM + 3]), task * 2 * channels)
+    sums = moved(doubles_at(numbers[_NUM_LAYOUT + 2]), task * 2 * channels)
+    partial = moved(floats_at(numbers[_NUM_LAYOUT + 3]), task * 2 * channels)
     frame, row_floats, _, padded = _frame(layout, task)
     for image in range(first, last):
         _transform_tiles(layout, image, frame, row_floats, padded, False)
@@ -342,7 +341,8 @@ def _unpool_tiles(gradient, numbers, task, first, last):
     `maps.combine` takes by channel, float32 [3, channels].
     """
     layout = _layout(numbers)
-    values, places, a = like(gradient, numbers[_NUM + 1]), bytes_at(numbers[_NUM + 2]), floats_at(numbers[_NUM + 3])
+    values, places = like(gradient, numbers[_NUM_LAYOUT + 1]), bytes_at(numbers[_NUM_LAYOUT + 2])
+    a = floats_at(numbers[_NUM_LAYOUT + 3])
     rows, columns, channels = layout.height // 2, layout.width // 2, layout.channels
     b, c = moved(a, channels), moved(a, 2 * channels)
     frame, row_floats, num_floats, padded = _frame(layout, task)
@@ -361,7 +361,7 @@ def kernel(step: int, in_words: bool) -> Any:
     """One of the steps above for one kind of values: what threads.share_out takes."""
 
     def of_share(numbers, task, first, last):
-        values = values_at(numbers[_NUM], in_words)
+        values = values_at(numbers[_NUM_LAYOUT], in_words)
         if step == TO_TILES:
             _to_tiles(values, numbers, task, first, last)
         elif step == FROM_TILES:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 _FLOAT, _INT, _WORD, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
@@ -23,13 +24,33 @@ class _BFloatType(ir.Type):
 _BFLOAT = _BFloatType()
 
 
-def rounded(builder: Any, value: Any) -> Any:
-    """A float32, or a vector of them, as the bits of the nearest bfloat16, of two the even one."""
-    if isinstance(value.type, ir.VectorType):
-        narrow, word = ir.VectorType(_BFLOAT, value.type.count), ir.VectorType(_WORD, value.type.count)
-    else:
-        narrow, word = _BFLOAT, _WORD
-    return builder.bitcast(builder.fptrunc(value, narrow), word)
+def target_has(feature: str) -> bool:
+    """Whether what is compiled may use these units: those of this CPU, or of the one that NUMBA_CPU_NAME tells of."""
+    return f"+{feature}" in cpu_target.target_context.codegen()._tm_features.split(",")
+
+
+def rounded(builder: Any, value: Any, with_units: bool) -> Any:
+    """A float32, or a vector of them, as the bits of the nearest bfloat16, of two the even one.
+
+    with_units: by LLVM's own conversion, which without units for it would be a call of what is not there, and with them
+    takes the numbers below 2**-126 for zeros.
+    """
+    lanes = value.type.count if isinstance(value.type, ir.VectorType) else 0
+
+    def of(element: Any) -> Any:
+        return ir.VectorType(element, lanes) if lanes else element
+
+    def constant(number: int) -> Any:
+        return ir.Constant(of(_INT), [number] * lanes if lanes else number)
+
+    if with_units:
+        return builder.bitcast(builder.fptrunc(value, of(_BFLOAT)), of(_WORD))
+    bits = builder.bitcast(value, of(_INT))
+    lowest = builder.and_(builder.lshr(bits, constant(16)), constant(1))
+    nearest = builder.add(builder.add(bits, constant(0x7FFF)), lowest)
+    # Rounding up would make a number of what is none.
+    nearest = builder.select(builder.fcmp_unordered("uno", value, value), constant(0x7FC00000), nearest)
+    return builder.trunc(builder.lshr(nearest, constant(16)), of(_WORD))
 
 
 @intrinsic(prefer_literal=True)
@@ -69,7 +90,7 @@ def _mark(builder: Any, instruction: Any, kind: str) -> Any:
 
 @intrinsic
 def get(typing_context: Any, pointer: Any, at: Any) -> Any:
-    """A value that nothing here writes, as float32."""
+    """A value that no `put` or `add` of the same function writes, as float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         value = _mark(builder, builder.load(builder.gep(arguments[0], [arguments[1]])), "read")
@@ -92,7 +113,7 @@ def put(typing_context: Any, pointer: Any, at: Any, value: Any) -> Any:
         if there.type.pointee == _BYTE:
             value = builder.fptoui(value, _BYTE)
         elif there.type.pointee == _WORD:
-            value = rounded(builder, value)
+            value = rounded(builder, value, target_has("avx512bf16"))
         _mark(builder, builder.store(value, there), "written")
         return context.get_dummy_value()
 

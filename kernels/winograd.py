@@ -46,7 +46,7 @@ _MIN_CHANNELS = {torch.float32: 16, torch.bfloat16: 64}
 _MAX_SIZE = {torch.float32: 7, torch.bfloat16: 4}
 """Side of the largest squares: their error grows with them (bench/LOG.md)."""
 _PIECE = 2**26
-"""Most transformed values made at a time, 256 MiB: a batch of any size must not take more."""
+"""Most transformed values made at a time, 256 MiB of float32: a batch of any size must not take more."""
 
 
 def pays(channels_in: int, channels_out: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
@@ -285,6 +285,8 @@ class Convolution:
 
     def _run(self, step: int, use: int, piece: slice, tiles: Tensor, *rest: Tensor) -> None:
         """Run one of numba_tiles' steps for a piece of the images or of the output, as the use has it."""
+        # They are read by their addresses: maps of another dtype would be read beyond their ends.
+        assert rest[0].dtype == self.dtype
         in_words = self.dtype == torch.bfloat16
         n, size, rows, columns = piece.stop - piece.start, self.tiling.size, self.tiling.rows, self.tiling.columns
         if use in (TO_PATCH, FROM_PATCH):

@@ -39,6 +39,14 @@ def test_compiled_philox_gives_its_known_answers(counter, key, answer):
     assert tuple(int(word) for word in called(index, epoch, stream, np.uint64(key[0] | key[1] << 32))) == answer
 
 
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1])
+def test_large_seeds_of_numpy_are_the_same_seeds(seed):
+    options = {"epoch": 0, "indices_n": range(9), "height": 8, "width": 8}
+    ours, theirs = (draw_plan(FULL, seed=kind(seed), **options) for kind in (int, np.uint64))
+    assert np.array_equal(ours.floats_nk, theirs.floats_nk)
+    assert np.array_equal(ours.ints_nk, theirs.ints_nk)
+
+
 @settings(max_examples=100)
 @given(st.data())
 def test_forms_draw_the_same(data):

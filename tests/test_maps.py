@@ -117,25 +117,44 @@ def test_pooling_within_the_convolution_is_pooling_after_it(
         assert_close(one, other, 1e-5)
 
 
+def rms_error(our: Tensor, their: Tensor) -> float:
+    """Root mean square of the difference, as a share of theirs."""
+    return float((our.double() - their.double()).square().mean().sqrt() / their.double().square().mean().sqrt())
+
+
 def test_pooling_within_the_convolution_in_bfloat16() -> None:
-    images, weight = random_map(6, 16, 13, 12), random_map(24, 16, 3, 3, seed=1)
-
-    def both_ways(dtype: torch.dtype, function: object) -> list[Tensor]:
-        inputs, norm = [images.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()], norm_for(24)
-        result = function(*inputs, norm)
-        result.float().square().sum().backward()
-        return [result.detach(), *(each.grad for each in (*inputs, norm.bias)), *norm.buffers()]
-
     sides = (1, 1, 1, 0)
-    ours = both_ways(
-        torch.bfloat16, lambda x, w, norm: activation._ConvolvePoolNormGelu.apply(x, w, norm.bias, norm, sides)
-    )
-    theirs = both_ways(torch.float32, lambda x, w, norm: F.gelu(norm(F.max_pool2d(F.conv2d(F.pad(x, sides), w), 2))))
-    assert ours[0].dtype == torch.bfloat16
-    # Of two pixels nearly alike the other one may be the larger, and takes all of the gradient.
-    for our, their, most in zip(ours, theirs, (0.03, 0.4, 0.2, 0.05, 0.1, 0.05, 0.0), strict=True):
-        error = (our.double() - their.double()).square().mean().sqrt() / their.double().square().mean().sqrt()
-        assert error <= most
+    images, weight = random_map(6, 16, 13, 12).bfloat16(), random_map(24, 16, 3, 3, seed=1).bfloat16()
+    work = winograd.Convolution.of(images, weight, sides)
+    pooled, sums = work.pooled_output(images)
+    inputs = [images.double().requires_grad_(), weight.double().requires_grad_()]
+    whole = F.conv2d(F.pad(inputs[0], sides), inputs[1])
+    assert pooled.values.dtype == torch.bfloat16
+    assert rms_error(pooled.values, F.max_pool2d(whole, 2).detach()) < 0.03
+    assert rms_error(sums[1], pooled.values.double().square().sum((0, 2, 3))) < 0.01
+    # Of two pixels nearly alike either may be the larger: the gradient goes where ours came from.
+    gradient, by_channel = random_map(*pooled.values.shape, seed=2).bfloat16(), torch.rand(3, 24).unbind()
+    ours = work.gradients(images, winograd.Unpooled(gradient, pooled, by_channel), of_images=True, of_weight=True)
+    exact = maps.Pooled(pooled.values.float(), pooled.places)
+    unpooled = maps.max_unpool(gradient.float(), exact, by_channel, work.out_height, work.out_width)
+    theirs = torch.autograd.grad(whole, inputs, unpooled.double())
+    for our, their in zip(ours, theirs, strict=True):
+        assert rms_error(our, their) < 0.05
+
+
+def test_autocast_takes_the_way_with_few_multiplications(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU with vectors for bfloat16: weights of float32, and a map of bfloat16 from the layer before."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    images, weight, norm = random_map(3, 64, 8, 8).float(), random_map(64, 64, 3, 3, seed=1).float(), norm_for(64)
+    inputs = [images.requires_grad_(), weight.requires_grad_()]
+    with torch.autocast("cpu", torch.bfloat16):
+        result = activation.convolve_pool_norm_gelu(*inputs, norm, (1, 1, 1, 1))
+    assert type(result.grad_fn).__name__ == "_ConvolvePoolNormGeluBackward"
+    assert result.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(result.float().square().sum(), [*inputs, norm.bias])
+    assert [gradient.dtype for gradient in gradients] == [torch.float32] * 3
+    theirs = F.gelu(norm_for(64)(F.max_pool2d(F.conv2d(images, weight, padding=1), 2)))
+    assert rms_error(result.detach(), theirs.detach()) < 0.05
 
 
 @pytest.mark.parametrize("pool", [False, True])

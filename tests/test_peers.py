@@ -126,6 +126,8 @@ def test_a_script_runs_in_turn_with_ours_and_goes_on(
         ("main('warmup', 2)\n[main(run, 3) for run in range(2)]", [3.0, 3.0]),
         ("[main(run, 3) for run in range(2)]", [3.0, 3.0]),
         ("main(0, 2)\nmain(run=1, seconds=3)", [2.0, 3.0]),
+        ("'warmup' == 0 or 0 in ('warmup',)\nmain(0, 2)\nmain(1, 3)", [2.0, 3.0]),
+        ("print('warmup')\nmain('a', 2)\nmain('b', 3)\nmain('c', 4)", [3.0, 4.0]),
         ("for run in ['warmup', 0, 1]:\n    main(run, 2 if run == 'warmup' else 3)", [3.0, 3.0]),
     ],
 )

@@ -26,7 +26,7 @@ _PACKED_WIDTH_PX = 64
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d, its weight gradient taken the faster way where the kernel is 3x3 and moves by one."""
+    """nn.Conv2d, by `convolve_3x3` where the kernel is 3x3 and moves by one."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[n, channels_in, h, w] to [n, channels_out, h', w'] as nn.Conv2d."""

@@ -62,14 +62,15 @@ class WithoutWarmUp(ast.NodeTransformer):
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         """Nothing in the place of such a line."""
-        if not isinstance(node.value, ast.Call) or not any(map(_names_warm_up, node.value.args)):
-            return node
-        return ast.copy_location(ast.Pass(), node)
+        match node.value:
+            case ast.Call(func=ast.Name(id="main"), args=args) if any(map(_names_warm_up, args)):
+                return ast.copy_location(ast.Pass(), node)
+        return node
 
 
 def warms_up(tree: ast.AST) -> bool:
     """Whether a script names a warm-up other than to ask whether a run is one."""
-    asked = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Compare) for part in node.comparators}
+    asked = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Compare) for part in ast.walk(node)}
     return any(_names_warm_up(node) and id(node) not in asked for node in ast.walk(tree))
 
 
