@@ -122,14 +122,17 @@ def load_notes(load: float, num_cores: int) -> list[str]:
 
 
 def device_slug(device: str, num_threads: int) -> str:
-    """A device's name as part of a file's: `amd-epyc-2c`, `nvidia-h200`."""
+    """A device's name as part of a file's: `amd-epyc-2c-avx2`, `nvidia-h200`."""
     name = re.sub(r"\(r\)|\(tm\)|\bprocessor\b|\bcpu\b|\d+-core|@.*$", " ", device.split(",", maxsplit=1)[0].lower())
     slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
-    return f"{slug}-{num_threads}c" if num_threads else slug
+    if not num_threads:
+        return slug
+    # Machines that call themselves the same may have other units.
+    return f"{slug}-{num_threads}c-{device.rsplit(',', maxsplit=1)[-1].strip().lower()}"
 
 
 def file_stem(result: Result) -> str:
-    """What, device, versions, date: `kernels_amd-epyc-2c_torch2.11_numba0.68_20261121`."""
+    """What, device, versions, date: `kernels_amd-epyc-2c-avx2_torch2.11_numba0.68_20261121`."""
     about = result.about
     versions = dict(pair.split(" ") for pair in about["versions"].split("; ") if pair)
     short = [f"{name}{'.'.join(versions[name].split('.')[:2])}" for name in ("torch", "numba") if name in versions]

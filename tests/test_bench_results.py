@@ -46,7 +46,7 @@ def test_the_file_says_what_device_versions_and_date_and_reads_back_the_same(tmp
     kept = result()
     kept.notes += ["the copy goes through main memory", "kornia left out: not installed"]
     path = results.write_csv(kept, tmp_path)
-    assert path.name == "loaders_amd-epyc-7763-2c_torch2.11_numba0.68_20261121.csv"
+    assert path.name == "loaders_amd-epyc-7763-2c-avx2_torch2.11_numba0.68_20261121.csv"
     again = results.read_csv(path)
     assert (again.bench, again.title, again.headline) == (kept.bench, kept.title, kept.headline)
     assert again.rows == kept.rows
@@ -70,7 +70,8 @@ def test_the_newest_of_each_measurement_and_device_is_taken(tmp_path: Path) -> N
     old = results.write_csv(result(date="2026-11-20"), tmp_path)
     new = [results.write_csv(result(), tmp_path) for _ in range(11)]
     gpu = results.write_csv(result(device="NVIDIA H200", device_kind="cuda", date="2026-01-01"), tmp_path)
-    assert results.newest(tmp_path) == sorted([new[-1], gpu])
+    other = results.write_csv(result(device="AMD EPYC 7763 64-Core Processor, 2 threads, AVX512"), tmp_path)
+    assert results.newest(tmp_path) == sorted([new[-1], gpu, other])
     assert old not in results.newest(tmp_path)
 
 
@@ -149,7 +150,7 @@ def test_the_readme_gets_the_newest_results_between_its_marks(tmp_path: Path) ->
     assert "\n\n*The load average was 2.1 at the start.*\n" in text
     assert "stale" not in text
     assert "shapes10" not in text
-    assert "](results/loaders_amd-epyc-7763-2c_torch2.11_numba0.68_20261121.csv)" in text
+    assert "](results/loaders_amd-epyc-7763-2c-avx2_torch2.11_numba0.68_20261121.csv)" in text
     assert not readme.update(file, kept, tmp_path / "records")
 
 
