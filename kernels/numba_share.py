@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastcifar.kernels.numba_jit import compiled_callback, compiled_for
@@ -17,7 +18,6 @@ from fastcifar.kernels.numba_vector import pointer_to
 
 NUMBERS = types.CPointer(types.int64)
 """What a function is told: addresses and sizes."""
-_SHARE = (NUMBERS, types.int64, types.int64, types.int64)
 
 
 def shared(function: Any) -> Any:
@@ -25,7 +25,7 @@ def shared(function: Any) -> Any:
 
     Compiled at once. The result's `address` is what the loops here take.
     """
-    return compiled_callback(function, types.void(*_SHARE))
+    return compiled_callback(function, types.void(NUMBERS, types.int64, types.int64, types.int64))
 
 
 def reader(kind: Any) -> Callable[..., Any]:
@@ -45,14 +45,17 @@ def reader(kind: Any) -> Callable[..., Any]:
 
 
 @intrinsic
-def _call(typing_context: Any, function: Any, numbers: Any, task: Any, first: Any, last: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, *rest = arguments
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in rest])
-        builder.call(builder.inttoptr(address, kind.as_pointer()), rest)
+def call(typing_context: Any, function: Any, arguments: Any) -> Any:
+    """Call a compiled function, which returns nothing, by its address; the arguments are a tuple."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        address, packed = given
+        values = cgutils.unpack_tuple(builder, packed, len(arguments))
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        builder.call(builder.inttoptr(address, kind.as_pointer()), values)
         return context.get_dummy_value()
 
-    return types.void(types.int64, *_SHARE), generate
+    return types.void(types.int64, arguments), generate
 
 
 @compiled_for(types.void(types.int64, types.int64, types.int64, types.int64[::1]), parallel=True)
@@ -60,10 +63,11 @@ def in_parallel(num_tasks, function, num, numbers):
     """Call a function, by its address, for as many shares of the pieces 0 to num - 1 as there are tasks."""
     for unsigned in prange(num_tasks):
         task = np.int64(unsigned)
-        _call(function, pointer_to(numbers), task, num * task // num_tasks, num * (task + 1) // num_tasks)
+        call(function, (pointer_to(numbers), task, num * task // num_tasks, num * (task + 1) // num_tasks))
 
 
 @compiled_for(types.void(types.int64, types.int64, types.int64[::1]))
 def alone(function, num, numbers):
     """Call a function for all the pieces, in the thread of the caller."""
-    _call(function, pointer_to(numbers), 0, 0, num)
+    nothing = np.int64(0)
+    call(function, (pointer_to(numbers), nothing, nothing, num))

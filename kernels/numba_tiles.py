@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from fastcifar.kernels.numba_jit import compiled, compiled_callback
 from fastcifar.kernels.numba_maps import flush, pool_row, unpool_row
-from fastcifar.kernels.numba_share import reader, shared
+from fastcifar.kernels.numba_share import call, reader, shared
 from fastcifar.kernels.numba_values import get, like, put, rounded, target_has, values_at
 from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, moved
 
@@ -192,29 +192,6 @@ def transform(size: int, use: int, in_words: bool) -> Any:
     return compiled_callback(of_tile, _TRANSFORM)
 
 
-@intrinsic
-def _call(
-    typing_context: Any,
-    function: Any,
-    target: Any,
-    target_row: Any,
-    target_column: Any,
-    source: Any,
-    source_row: Any,
-    source_column: Any,
-    channels: Any,
-) -> Any:
-    """Call a transform by its address."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, *rest = arguments
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in rest])
-        builder.call(builder.inttoptr(address, kind.as_pointer()), rest)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *_TRANSFORM.args), generate
-
-
 @compiled
 def _copy(target, source, num):
     for j in range(num):
@@ -263,9 +240,9 @@ def _transform_tiles(layout, image, frame, row_floats, padded, into):
             tile = layout.tiles + at * layout.value_bytes
             corner = frame + 4 * layout.step * (row * row_floats + column * padded)
             if into:
-                _call(layout.transform, tile, places, layout.pitch, corner, row_floats, padded, padded)
+                call(layout.transform, (tile, places, layout.pitch, corner, row_floats, padded, padded))
             else:
-                _call(layout.transform, corner, row_floats, padded, tile, places, layout.pitch, padded)
+                call(layout.transform, (corner, row_floats, padded, tile, places, layout.pitch, padded))
 
 
 @compiled

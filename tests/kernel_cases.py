@@ -46,3 +46,8 @@ def augmentations(draw: st.DrawFn, height: int, width: int) -> Augmentation:
         saturation=draw(sometimes(st.floats(0, 3), 0.0)),
         hue=draw(sometimes(st.floats(0, 0.5), 0.0)),
     )
+
+
+def rms_error(our: torch.Tensor, their: torch.Tensor) -> float:
+    """Root mean square of the difference, as a share of theirs."""
+    return float((our.double() - their.double()).square().mean().sqrt() / their.double().square().mean().sqrt())

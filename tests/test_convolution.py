@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_cases import rms_error
 from torch import Tensor, nn
 
 from fastcifar.kernels import numba_tiles, winograd
@@ -76,11 +77,6 @@ def test_winograds_outputs_and_gradients_are_the_librarys(
         assert our.dtype == torch.float32
         assert our.shape == their.shape
         close(our, their)
-
-
-def rms_error(our: Tensor, their: Tensor) -> float:
-    """Root mean square of the difference, as a share of their root mean square."""
-    return float((our.double() - their.double()).square().mean().sqrt() / their.double().square().mean().sqrt())
 
 
 @given(

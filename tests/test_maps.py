@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from kernel_cases import rms_error
 from torch import Tensor, nn
 
 from fastcifar.kernels import maps, winograd
@@ -115,11 +116,6 @@ def test_pooling_within_the_convolution_is_pooling_after_it(
         after = both_ways(lambda x, w, norm: norm_gelu(convolution._Winograd.apply(x, w, sides), norm, pool=True))
     for one, other in zip(within, after, strict=True):
         assert_close(one, other, 1e-5)
-
-
-def rms_error(our: Tensor, their: Tensor) -> float:
-    """Root mean square of the difference, as a share of theirs."""
-    return float((our.double() - their.double()).square().mean().sqrt() / their.double().square().mean().sqrt())
 
 
 def test_pooling_within_the_convolution_in_bfloat16() -> None:

@@ -88,7 +88,7 @@ def _way(dtype: torch.dtype, weight: Tensor, height: int, width: int) -> type[to
 
 
 def _has_winograd(dtype: torch.dtype) -> bool:
-    """Whether few multiplications are worth while on this CPU: not where matrix units make them next to nothing."""
+    """Whether few multiplications are taken on this CPU: with matrix units (AMX) it has not been measured to pay."""
     if not has_numba():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _has("avx512_bf16") and not _has("amx_bf16"))
