@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fastcifar.kernels import checks
-from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, Settings, beta_tables, partners, settings_for
+from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, Settings, partners, settings_for
 from fastcifar.kernels.settings import Augmentation, Normalisation
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def augment(
     host = host_form(form)
     host.check(plan, rows, num_images, height, width)
     batch = checks.output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
-    scale, shift = scale_shift(normalisation)
-    host.augment(images_nhwc, rows, plan, scale, shift, batch, num_threads)
+    host.augment(images_nhwc, rows, plan, normalisation, batch, num_threads)
     return batch
 
 
@@ -139,8 +138,7 @@ def augment_batch(
     host.check_rows(rows, num_images)
     batch = checks.output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
     plan = _new_plan(host, augmentation, settings, seed, epoch, indices, num_threads)
-    scale, shift = scale_shift(normalisation)
-    host.augment(images_nhwc, rows, plan, scale, shift, batch, num_threads)
+    host.augment(images_nhwc, rows, plan, normalisation, batch, num_threads)
     if not augmentation.mixes:
         return batch, None, None
     return (
@@ -226,7 +224,6 @@ class HostForm(Protocol):
     def draw(
         self,
         settings: Settings,
-        tables: tuple[np.ndarray, np.ndarray],
         seed: int,
         epoch: int,
         indices_n: np.ndarray,
@@ -247,12 +244,11 @@ class HostForm(Protocol):
         images_nhwc: Any,
         rows_n: np.ndarray,
         plan: Plan,
-        scale: np.ndarray,
-        shift: np.ndarray,
+        normalisation: Normalisation,
         out: "torch.Tensor",
         num_threads: int | None = None,
     ) -> None:
-        """Write the batch to out, [n, 3, h, w] channels-last; scale, shift: float32 [3]."""
+        """Write the batch to out, [n, 3, h, w] channels-last."""
 
     def epoch_order(self, num_images: int, seed: int, epoch: int) -> np.ndarray:
         """A permutation, int64 [num_images]."""
@@ -284,7 +280,7 @@ def _new_plan(
     """A plan in new memory, drawn by a host form; the settings are those of the augmentation."""
     ints = np.empty((len(indices_n), NUM_INTS), dtype=np.int32)
     floats = np.empty((len(indices_n), NUM_FLOATS), dtype=np.float32)
-    host.draw(settings, beta_tables(augmentation), seed, epoch, indices_n, ints, floats, num_threads)
+    host.draw(settings, seed, epoch, indices_n, ints, floats, num_threads)
     return Plan(ints, floats, settings.height, settings.width, augmentation.padding_mode)
 
 
@@ -293,15 +289,3 @@ def cuda_form() -> ModuleType:
     from fastcifar.kernels import numba_cuda
 
     return numba_cuda
-
-
-@lru_cache(maxsize=16)
-def scale_shift(normalisation: Normalisation) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and summand of each channel, float32 [3] each, read-only."""
-    pair = (
-        np.array(normalisation.scale, dtype=np.float32),
-        np.array(normalisation.shift, dtype=np.float32),
-    )
-    for array in pair:
-        array.flags.writeable = False
-    return pair

@@ -7,16 +7,16 @@ import numpy as np
 
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_vector import (
+    CHUNK,
+    HAS_BFLOAT16_UNITS,
     LANES,
     lit_to_bfloat16,
     moved,
     plain_to_bfloat16,
     prefetch,
-    untied_to_bfloat16,
+    quickly_to_bfloat16,
 )
 from fastcifar.kernels.plan import BFLOAT16, FLOAT16
-
-CHUNK = 96  # a multiple of the three channels and of every vector's length
 
 _U = np.uint32
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -24,6 +24,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 _BELOW_HALF, _BIT, _HALF_WORD = _U(0x7FFF), _U(1), _U(16)
 # Half-way between two bfloat16 of which the lower is even: what rounding half away from zero would get wrong.
 _TO_HALF, _HALF_OF_EVEN = _U(0x1FFFF), _U(0x8000)
+_EXPONENT, _MANTISSA = _U(0x7F800000), _U(0x007FFFFF)
 # To float16, after F. Giesen, "float->half variants" (public domain), float_to_half_fast3_rtne.
 _SIGN, _INFINITE, _TOO_LARGE, _SMALLEST = (
     _U(0x80000000),
@@ -69,28 +70,46 @@ def _lit(value, scale, shift, brightness, contrast):
 
 @compiled
 def pair_up(values, pairs):
-    """Copy CHUNK values as to_bfloat16 wants them: of every 2 LANES those at even places, then those at odd ones."""
+    """Copy CHUNK values as to_bfloat16 wants them: of every 2 LANES those at even places, then those at odd ones.
+
+    Where there are units for bfloat16 it wants them as they are.
+    """
     for first in range(0, CHUNK, 2 * LANES):
         for j in range(LANES):
-            pairs[first + j], pairs[first + LANES + j] = values[first + 2 * j], values[first + 2 * j + 1]
+            one, other = (j, j + LANES) if HAS_BFLOAT16_UNITS else (2 * j, 2 * j + 1)
+            pairs[first + j], pairs[first + LANES + j] = values[first + one], values[first + other]
 
 
 @compiled
-def has_ties(scale3, shift3):
-    """Whether a byte, normalised, lies where the rules of rounding to bfloat16 differ."""
-    found = False
+def is_tie(bits):
+    """Whether rounding half away from zero would take a float32, given by its bits, to another bfloat16."""
+    return _U(bits & _TO_HALF) == _HALF_OF_EVEN
+
+
+@compiled
+def is_subnormal(bits):
+    """Whether units for bfloat16 would take a float32, given by its bits, for a zero, which it is not."""
+    return _U(bits & _EXPONENT) == _U(0) and _U(bits & _MANTISSA) != _U(0)
+
+
+_is_rounded_wrong = is_subnormal if HAS_BFLOAT16_UNITS else is_tie
+
+
+@compiled
+def rounds_quickly(scale3, shift3):
+    """Whether the quick way of rounding to bfloat16 is right for every byte, normalised."""
+    wrong = False
     for channel in range(3):
         for byte in range(256):
-            bits = np.float32(_normal(byte, scale3[channel], shift3[channel])).view(np.uint32)
-            found |= _U(bits & _TO_HALF) == _HALF_OF_EVEN
-    return found
+            wrong |= _is_rounded_wrong(np.float32(_normal(byte, scale3[channel], shift3[channel])).view(np.uint32))
+    return not wrong
 
 
 @compiled
-def to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, ties, brightness, contrast, ahead, out):
+def to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, quick, brightness, contrast, ahead, out):
     """Normalise count values; scale and shift are repeated to [CHUNK], and paired up; all are pointers.
 
-    ties: has_ties() of scale and shift; where there are none, rounding is cheaper.
+    quick: rounds_quickly() of scale and shift.
 
     Meanwhile, as many bytes at ahead are asked for. That is done chunk by chunk: all at once they would be more than a
     core can wait for, and it would stand still.
@@ -98,20 +117,13 @@ def to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, ties, bri
     # Without light two operations would change nothing: what they are applied to is never minus zero.
     plain = brightness == _ZERO and contrast == _ONE
     full = count // CHUNK
-    for _ in range(full):
-        prefetch(ahead)
-        prefetch(moved(ahead, 64))
-        ahead = moved(ahead, CHUNK)
-        for first in range(0, CHUNK, 2 * LANES):
-            to, of = moved(out, first), moved(pixels, first)
-            scales, shifts = moved(scale_pairs, first), moved(shift_pairs, first)
-            if plain and not ties:
-                untied_to_bfloat16(to, of, scales, shifts, brightness, contrast)
-            elif plain:
-                plain_to_bfloat16(to, of, scales, shifts, brightness, contrast)
-            else:
-                lit_to_bfloat16(to, of, scales, shifts, brightness, contrast)
-        pixels, out = moved(pixels, CHUNK), moved(out, CHUNK)
+    if plain and quick:
+        quickly_to_bfloat16(out, pixels, full, scale_pairs, shift_pairs, brightness, contrast, ahead)
+    elif plain:
+        plain_to_bfloat16(out, pixels, full, scale_pairs, shift_pairs, brightness, contrast, ahead)
+    else:
+        lit_to_bfloat16(out, pixels, full, scale_pairs, shift_pairs, brightness, contrast, ahead)
+    pixels, out = moved(pixels, full * CHUNK), moved(out, full * CHUNK)
     for j in range(count - full * CHUNK):
         out[j] = bfloat16_bits(_lit(pixels[j], scale[j], shift[j], brightness, contrast))
 
@@ -171,11 +183,11 @@ def normalise_plane(values, count, scale, shift, brightness, contrast):
 
 @compiled
 def normalise(
-    pixels, count, scale, shift, scale_pairs, shift_pairs, ties, brightness, contrast, kind, ahead, out16, out32
+    pixels, count, scale, shift, scale_pairs, shift_pairs, quick, brightness, contrast, kind, ahead, out16, out32
 ):
     """Normalise count bytes to out16 or out32, by kind."""
     if kind == BFLOAT16:
-        to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, ties, brightness, contrast, ahead, out16)
+        to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, quick, brightness, contrast, ahead, out16)
     elif kind == FLOAT16:
         to_float16(pixels, count, scale, shift, brightness, contrast, ahead, out16)
     else:

@@ -6,25 +6,28 @@ and cached on disk: by the side of the source, or in the user's cache directory 
 NUMBA_CACHE_DIR.
 """
 
+import ctypes
 import threading
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastcifar.kernels import checks, numba_draw, numba_pixels
 from fastcifar.kernels.numba_draw import fisher_yates, is_possible, rows_inside
-from fastcifar.kernels.numba_task import scratch_bytes
-from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, is_reflect
+from fastcifar.kernels.numba_task import CACHE_LINE, scratch_bytes
+from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, beta_tables, is_reflect, scale_shift
+from fastcifar.kernels.settings import Normalisation
 from fastcifar.kernels.threads import num_tasks_for, share_out
 
 if TYPE_CHECKING:
     import torch
 
+_DRAWN_PER_TASK = 2048
+
 
 def draw(
     settings: Settings,
-    tables: tuple[np.ndarray, np.ndarray],
     seed: int,
     epoch: int,
     indices_n: np.ndarray,
@@ -34,31 +37,51 @@ def draw(
 ) -> None:
     """Fill a plan's arrays, as reference.draw does.
 
-    settings: of settings_for(); tables: of beta_tables(), float32 [BETA_TABLE_BINS + 1] each; seed: below 2**64; epoch:
-    below 2**32; indices_n: int64 [n], contiguous; ints, floats: int32 [n, 11] and float32 [n, 6], contiguous, written.
-    num_threads: at most this many; None takes torch.get_num_threads(). Raises ValueError where it is less than 1.
+    settings: of settings_for(); seed: below 2**64; epoch: below 2**32; indices_n: int64 [n], contiguous; ints, floats:
+    int32 [n, 11] and float32 [n, 6], contiguous, written. num_threads: at most this many; None takes
+    torch.get_num_threads(). Raises ValueError where it is less than 1.
     """
-    numbers, amounts = _setting_arrays(settings)
+    kept = _settings_in_memory(settings)
+    numbers, amounts, cutmix_table, mixup_table = kept.addresses
     seed = int(seed)  # an unsigned one of NumPy has no negative
     drawing = numba_draw.Drawing(
         # The bits of the seed, which may be 64.
         seed=seed if seed < 1 << 63 else seed - (1 << 64),
         epoch=epoch,
         indices=address(indices_n),
-        settings=address(numbers),
-        amounts=address(amounts),
-        cutmix_table=address(tables[0]),
-        mixup_table=address(tables[1]),
+        settings=numbers,
+        amounts=amounts,
+        cutmix_table=cutmix_table,
+        mixup_table=mixup_table,
         ints=address(ints),
         floats=address(floats),
     )
-    share_out(numba_draw.draw, len(indices_n), drawing, num_tasks_for(len(indices_n), num_threads))
+    # To wake a thread takes longer than to draw for a few hundred images.
+    num_tasks = num_tasks_for(len(indices_n) // _DRAWN_PER_TASK, num_threads)
+    share_out(numba_draw.draw, len(indices_n), drawing, num_tasks)
+
+
+class _InMemory(NamedTuple):
+    """Arrays, and where they are; whoever uses the addresses keeps this meanwhile."""
+
+    arrays: tuple[np.ndarray, ...]
+    addresses: tuple[int, ...]
+
+    @classmethod
+    def of(cls, *arrays: np.ndarray) -> "_InMemory":
+        return cls(arrays, tuple(address(array) for array in arrays))
 
 
 @lru_cache(maxsize=64)
-def _setting_arrays(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """Its integers, int64, and its amounts, float32."""
-    return np.array(settings[:NUM_SETTING_INTS], np.int64), np.array(settings[NUM_SETTING_INTS:], np.float32)
+def _settings_in_memory(settings: Settings) -> _InMemory:
+    """Its integers, int64, its amounts, float32, and the tables of quantiles."""
+    numbers, amounts = settings[:NUM_SETTING_INTS], settings[NUM_SETTING_INTS:]
+    return _InMemory.of(np.array(numbers, np.int64), np.array(amounts, np.float32), *beta_tables(settings))
+
+
+@lru_cache(maxsize=16)
+def _normalisation_in_memory(normalisation: Normalisation) -> _InMemory:
+    return _InMemory.of(*scale_shift(normalisation))
 
 
 def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:
@@ -79,20 +102,20 @@ def augment(
     images_nhwc: Any,
     rows_n: np.ndarray,
     plan: Plan,
-    scale: np.ndarray,
-    shift: np.ndarray,
+    normalisation: Normalisation,
     out: "torch.Tensor",
     num_threads: int | None = None,
 ) -> None:
     """Write the batch to out; everything has been checked.
 
     images_nhwc: uint8 [N, h, w, 3], array or tensor on the host; rows_n: int64 [n], contiguous; plan: for n images of
-    h x w pixels; scale, shift: float32 [3]; out: [n, 3, h, w] of a dtype of plan.DTYPES, channels-last. num_threads:
-    as for draw().
+    h x w pixels; out: [n, 3, h, w] of a dtype of plan.DTYPES, channels-last. num_threads: as for draw().
     """
     _, height, width, _ = images_nhwc.shape
     num_tasks = num_tasks_for(len(rows_n), num_threads)
-    scratch = _scratch(num_tasks, _scratch_bytes(height, width))
+    task_bytes = _scratch_bytes(height, width)
+    kept = _normalisation_in_memory(normalisation)
+    scale, shift = kept.addresses
     batch = numba_pixels.Batch(
         num_images=len(rows_n),
         height=height,
@@ -103,10 +126,10 @@ def augment(
         rows=address(rows_n),
         ints=address(plan.ints_nk),
         floats=address(plan.floats_nk),
-        scale=address(scale),
-        shift=address(shift),
-        scratch=address(scratch),
-        scratch_bytes=scratch.shape[1],
+        scale=scale,
+        shift=shift,
+        scratch=_scratch(num_tasks * task_bytes),
+        scratch_bytes=task_bytes,
         out=out.data_ptr(),
     )
     share_out(numba_pixels.augment, len(rows_n), batch, num_tasks)
@@ -114,9 +137,12 @@ def augment(
 
 def address(values: Any) -> int:
     """Where the memory of an array or of a tensor on the host begins."""
-    if isinstance(values, np.ndarray):
-        return values.__array_interface__["data"][0]
-    return values.data_ptr()
+    if not isinstance(values, np.ndarray):
+        return values.data_ptr()
+    if values.flags.writeable and values.size:
+        # NumPy itself takes a microsecond, and a batch needs several: hundredths of its time.
+        return ctypes.addressof(ctypes.c_char.from_buffer(values))  # type: ignore[arg-type]
+    return values.__array_interface__["data"][0]
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
@@ -129,12 +155,13 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 _LOCAL = threading.local()
 
 
-def _scratch(num_tasks: int, num_bytes: int) -> np.ndarray:
-    """Scratch memory of the calling thread, kept from call to call: uint8 [num_tasks, num_bytes]."""
-    scratch = getattr(_LOCAL, "scratch", None)
-    if scratch is None or scratch.shape != (num_tasks, num_bytes):
-        scratch = _LOCAL.scratch = np.empty((num_tasks, num_bytes), dtype=np.uint8)
-    return scratch
+def _scratch(num_bytes: int) -> int:
+    """Address of scratch memory of the calling thread, which is kept from call to call and has so many bytes."""
+    if getattr(_LOCAL, "num_bytes", 0) < num_bytes:
+        # What is not aligned to the cache's lines takes up to a quarter longer.
+        _LOCAL.memory, _LOCAL.num_bytes = np.empty(num_bytes + CACHE_LINE, dtype=np.uint8), num_bytes
+        _LOCAL.address = -(-address(_LOCAL.memory) // CACHE_LINE) * CACHE_LINE
+    return _LOCAL.address
 
 
 @lru_cache(maxsize=64)

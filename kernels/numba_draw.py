@@ -7,7 +7,7 @@ from numba import types
 
 from fastcifar.kernels.numba_jit import compiled, compiled_for
 from fastcifar.kernels.numba_share import reader, shared
-from fastcifar.kernels.numba_vector import floats_at, ints_at, longs_at, moved
+from fastcifar.kernels.numba_vector import floats_at, ints_at, longs_at, moved, room_for
 from fastcifar.kernels.philox import (
     ALTERNATING,
     BOX,
@@ -16,12 +16,13 @@ from fastcifar.kernels.philox import (
     GEOMETRY,
     LOW_WORD,
     MIX,
+    NUM_ROUNDS,
     ORDER,
     TOP_BIT,
     UNIT,
     UNIT_BITS,
     WORD_BITS,
-    rounds,
+    one_round,
 )
 from fastcifar.kernels.plan import (
     ALTERNATING_FLIP,
@@ -70,13 +71,11 @@ _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.flo
 _MAX_ROTATION, _MAX_HUE = np.float32(MAX_ROTATION_DEGREES), np.float32(MAX_HUE)
 
 
-_rounds, _below = compiled(rounds), compiled(below)
+_one_round, _below = compiled(one_round), compiled(below)
 
-
-@compiled
-def philox(index, epoch, stream, seed):
-    """Four words (as uint64) of the counter (index, epoch, stream) under the seed; all uint64."""
-    return _rounds(index & LOW_WORD, index >> WORD_BITS, epoch, stream, seed & LOW_WORD, seed >> WORD_BITS)
+BLOCK = 64  # counters whose words are drawn at once
+_counters = room_for(types.int64, BLOCK)
+_words, _box_words = room_for(types.uint32, 4 * BLOCK), room_for(types.uint32, 4 * BLOCK)
 
 
 @compiled
@@ -106,16 +105,120 @@ def _draw_span(word, half, side):
 
 
 @compiled
-def _draw_mix(index, epoch, seed, probability, switch, height, width, cutmix_table, mixup_table):
+def fill_words(indices, num, epoch, stream, seed, words):
+    """Four words of the counters (index, epoch, stream) under the seed, for at most BLOCK indices (int64).
+
+    words: uint32, all first ones, then all second ones and so on, BLOCK places apart. Round by round, each for all, so
+    that the loops become vector instructions.
+    """
+    words_1, words_2, words_3 = moved(words, BLOCK), moved(words, 2 * BLOCK), moved(words, 3 * BLOCK)
+    for i in range(num):
+        index = _U(indices[i])
+        words[i], words_1[i] = np.uint32(index & LOW_WORD), np.uint32(index >> WORD_BITS)
+        words_2[i], words_3[i] = np.uint32(epoch), np.uint32(stream)
+    k0, k1 = seed & LOW_WORD, seed >> WORD_BITS
+    for _ in range(NUM_ROUNDS):
+        next_k0, next_k1 = k0, k1
+        for i in range(num):
+            c0, c1, c2, c3, next_k0, next_k1 = _one_round(
+                _U(words[i]), _U(words_1[i]), _U(words_2[i]), _U(words_3[i]), k0, k1
+            )
+            words[i], words_1[i], words_2[i], words_3[i] = np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
+        k0, k1 = next_k0, next_k1
+
+
+@compiled
+def _of(words, i):
+    """The four words of an index, in uint64, so that the product of two fits."""
+    return _U(words[i]), _U(words[BLOCK + i]), _U(words[2 * BLOCK + i]), _U(words[3 * BLOCK + i])
+
+
+Block = namedtuple("Block", "num indices epoch seed words box_words ints floats")
+"""At most BLOCK images of a batch: their number, what their words are drawn by, and pointers.
+
+To their indices, to room for their words, twice, and to their rows of the plan's arrays.
+"""
+
+
+@compiled
+def _draw(block, stream):
+    fill_words(block.indices, block.num, block.epoch, stream, block.seed, block.words)
+
+
+@compiled
+def _draw_nothing(block):
+    """Fill the rows of the plan with what changes no pixel."""
+    for j in range(block.num * NUM_INTS):
+        block.ints[j] = 0
+    for i in range(block.num):
+        floats = moved(block.floats, i * NUM_FLOATS)
+        for column in range(NUM_FLOATS):
+            floats[column] = _ZERO
+        floats[WEIGHT] = floats[CONTRAST] = floats[SATURATION] = _ONE
+
+
+@compiled
+def _draw_geometry(block, padding, flip, rotation):
+    _draw(block, GEOMETRY)
+    for i in range(block.num):
+        w0, w1, w2, w3 = _of(block.words, i)
+        ints = moved(block.ints, i * NUM_INTS)
+        ints[SHIFT_Y] = _below(w0, 2 * padding + 1) - padding
+        ints[SHIFT_X] = _below(w1, 2 * padding + 1) - padding
+        if flip == RANDOM_FLIP:
+            ints[FLIP] = np.int32(w2 >> TOP_BIT)
+        if rotation > _ZERO:
+            block.floats[i * NUM_FLOATS + ROTATION] = _symmetric(w3) * rotation
+
+
+@compiled
+def _draw_alternating(block):
+    fill_words(block.indices, block.num, _FIRST_EPOCH, ALTERNATING, block.seed, block.words)
+    for i in range(block.num):
+        block.ints[i * NUM_INTS + FLIP] = np.int32((_of(block.words, i)[0] >> TOP_BIT) ^ (block.epoch & _U(1)))
+
+
+@compiled
+def _draw_light(block, height, width, cutout, brightness, contrast):
+    _draw(block, ERASE_LIGHT)
+    for i in range(block.num):
+        w0, w1, w2, w3 = _of(block.words, i)
+        ints, floats = moved(block.ints, i * NUM_INTS), moved(block.floats, i * NUM_FLOATS)
+        if cutout > 0:
+            top, left = _below(w0, height - cutout + 1), _below(w1, width - cutout + 1)
+            ints[CUTOUT], ints[CUTOUT + 1] = top, left
+            ints[CUTOUT + 2], ints[CUTOUT + 3] = top + cutout, left + cutout
+        if brightness > _ZERO:
+            floats[BRIGHTNESS] = _symmetric(w2) * brightness
+        floats[CONTRAST] = _ONE + _symmetric(w3) * contrast
+
+
+@compiled
+def _draw_colour(block, saturation_low, saturation_high, hue):
+    _draw(block, COLOUR)
+    for i in range(block.num):
+        w0, w1, _, _ = _of(block.words, i)
+        floats = moved(block.floats, i * NUM_FLOATS)
+        floats[SATURATION] = saturation_low + _unit(w0) * (saturation_high - saturation_low)
+        if hue > _ZERO:
+            floats[HUE] = _symmetric(w1) * hue
+
+
+Mixing = namedtuple("Mixing", "height width per_image probability switch cutmix_table mixup_table")
+"""How images are mixed: their size and the settings of these names, and pointers to tables of quantiles."""
+
+
+@compiled
+def _mix(mixing, words, box_words):
     """Weight of the own label and the CutMix box: y0, x0, y1, x1."""
-    nothing = np.int64(0)
-    w0, w1, w2, _ = philox(index, epoch, _U(MIX), seed)
-    if _unit(w0) >= probability:
+    nothing, height, width = np.int64(0), mixing.height, mixing.width
+    w0, w1, w2, _ = words
+    if _unit(w0) >= mixing.probability:
         return _ONE, nothing, nothing, nothing, nothing
-    if _unit(w1) >= switch:
-        return _quantile(mixup_table, w2), nothing, nothing, nothing, nothing
-    half = _HALF * np.sqrt(_ONE - _quantile(cutmix_table, w2))
-    w0, w1, w2, _ = philox(index, epoch, _U(BOX), seed)
+    if _unit(w1) >= mixing.switch:
+        return _quantile(mixing.mixup_table, w2), nothing, nothing, nothing, nothing
+    half = _HALF * np.sqrt(_ONE - _quantile(mixing.cutmix_table, w2))
+    w0, w1, _, _ = box_words
     y0, y1 = _draw_span(w0, half, height)
     x0, x1 = _draw_span(w1, half, width)
     own, pixels = height * width - (y1 - y0) * (x1 - x0), height * width
@@ -123,34 +226,17 @@ def _draw_mix(index, epoch, seed, probability, switch, height, width, cutmix_tab
 
 
 @compiled
-def _draw_geometry(index, epoch, seed, padding, flip, rotation, ints, floats):
-    w0, w1, w2, w3 = philox(index, epoch, _U(GEOMETRY), seed)
-    ints[SHIFT_Y] = _below(w0, 2 * padding + 1) - padding
-    ints[SHIFT_X] = _below(w1, 2 * padding + 1) - padding
-    if flip == RANDOM_FLIP:
-        ints[FLIP] = np.int32(w2 >> TOP_BIT)
-    if rotation > _ZERO:
-        floats[ROTATION] = _symmetric(w3) * rotation
-
-
-@compiled
-def _draw_light(index, epoch, seed, height, width, cutout, brightness, contrast, ints, floats):
-    w0, w1, w2, w3 = philox(index, epoch, _U(ERASE_LIGHT), seed)
-    if cutout > 0:
-        top, left = _below(w0, height - cutout + 1), _below(w1, width - cutout + 1)
-        ints[CUTOUT], ints[CUTOUT + 1] = top, left
-        ints[CUTOUT + 2], ints[CUTOUT + 3] = top + cutout, left + cutout
-    if brightness > _ZERO:
-        floats[BRIGHTNESS] = _symmetric(w2) * brightness
-    floats[CONTRAST] = _ONE + _symmetric(w3) * contrast
-
-
-@compiled
-def _draw_colour(index, epoch, seed, saturation_low, saturation_high, hue, floats):
-    w0, w1, _, _ = philox(index, epoch, _U(COLOUR), seed)
-    floats[SATURATION] = saturation_low + _unit(w0) * (saturation_high - saturation_low)
-    if hue > _ZERO:
-        floats[HUE] = _symmetric(w1) * hue
+def _draw_mixing(block, mixing, first_index):
+    """Mix the images. What is drawn per batch is drawn by the index of its first image, to which a pointer is given."""
+    num, indices = (block.num, block.indices) if mixing.per_image else (1, first_index)
+    fill_words(indices, num, block.epoch, MIX, block.seed, block.words)
+    fill_words(indices, num, block.epoch, BOX, block.seed, block.box_words)
+    mix = _mix(mixing, _of(block.words, 0), _of(block.box_words, 0))
+    for i in range(block.num):
+        if mixing.per_image:
+            mix = _mix(mixing, _of(block.words, i), _of(block.box_words, i))
+        box = moved(block.ints, i * NUM_INTS + CUTMIX)
+        block.floats[i * NUM_FLOATS + WEIGHT], box[0], box[1], box[2], box[3] = mix
 
 
 Drawing = namedtuple("Drawing", "seed epoch indices settings amounts cutmix_table mixup_table ints floats")
@@ -166,43 +252,46 @@ _drawing = reader(Drawing)
 def draw(numbers, task, first, last):
     """Fill rows first..last-1 of a plan. numbers: a Drawing."""
     drawing = _drawing(numbers)
-    seed, epoch, indices = _U(drawing.seed), _U(drawing.epoch), longs_at(drawing.indices)
-    cutmix_table, mixup_table = floats_at(drawing.cutmix_table), floats_at(drawing.mixup_table)
+    indices, ints, floats = longs_at(drawing.indices), ints_at(drawing.ints), floats_at(drawing.floats)
     settings, amounts = longs_at(drawing.settings), floats_at(drawing.amounts)
     height, width, padding = settings[SETTING_HEIGHT], settings[SETTING_WIDTH], settings[SETTING_PADDING]
-    flip, cutout, mix_per_image = settings[SETTING_FLIP], settings[SETTING_CUTOUT], settings[SETTING_MIX_PER_IMAGE]
-    probability, switch = amounts[SETTING_MIX_PROBABILITY], amounts[SETTING_MIX_SWITCH]
+    flip, cutout = settings[SETTING_FLIP], settings[SETTING_CUTOUT]
     brightness, contrast = amounts[SETTING_BRIGHTNESS], amounts[SETTING_CONTRAST]
     rotation, hue = amounts[SETTING_ROTATION], amounts[SETTING_HUE]
     saturation_low, saturation_high = amounts[SETTING_SATURATION_LOW], amounts[SETTING_SATURATION_HIGH]
-    if first == last:
-        return
-    # What is drawn per batch is drawn by the index of its first image.
-    mix = _draw_mix(_U(indices[0]), epoch, seed, probability, switch, height, width, cutmix_table, mixup_table)
-    for i in range(first, last):
-        index = _U(indices[i])
-        ints, floats = moved(ints_at(drawing.ints), i * NUM_INTS), moved(floats_at(drawing.floats), i * NUM_FLOATS)
-        for column in range(NUM_INTS):
-            ints[column] = 0
-        for column in range(NUM_FLOATS):
-            floats[column] = _ZERO
-        floats[WEIGHT] = floats[CONTRAST] = floats[SATURATION] = _ONE
-        # Four words cost as much as some hundred pixels: none are drawn that nothing needs.
+    mixing = Mixing(
+        height,
+        width,
+        settings[SETTING_MIX_PER_IMAGE] != 0,
+        amounts[SETTING_MIX_PROBABILITY],
+        amounts[SETTING_MIX_SWITCH],
+        floats_at(drawing.cutmix_table),
+        floats_at(drawing.mixup_table),
+    )
+    for start in range(first, last, BLOCK):
+        block = Block(
+            min(last - start, BLOCK),
+            moved(indices, start),
+            _U(drawing.epoch),
+            _U(drawing.seed),
+            _words(),
+            _box_words(),
+            moved(ints, start * NUM_INTS),
+            moved(floats, start * NUM_FLOATS),
+        )
+        _draw_nothing(block)
+        # Words cost more than all else: none are drawn that nothing needs.
         if padding > 0 or flip == RANDOM_FLIP or rotation > _ZERO:
-            _draw_geometry(index, epoch, seed, padding, flip, rotation, ints, floats)
+            _draw_geometry(block, padding, flip, rotation)
         if flip == ALTERNATING_FLIP:
-            word = philox(index, _FIRST_EPOCH, _U(ALTERNATING), seed)[0]
-            ints[FLIP] = np.int32((word >> TOP_BIT) ^ (epoch & _U(1)))
+            _draw_alternating(block)
         if cutout > 0 or brightness > _ZERO or contrast > _ZERO:
-            _draw_light(index, epoch, seed, height, width, cutout, brightness, contrast, ints, floats)
+            _draw_light(block, height, width, cutout, brightness, contrast)
         # Float32 is finer below 1 than above: of the least saturations only the low end differs from 1.
         if saturation_low < _ONE or hue > _ZERO:
-            _draw_colour(index, epoch, seed, saturation_low, saturation_high, hue, floats)
-        if probability > _ZERO:
-            if mix_per_image:
-                mix = _draw_mix(index, epoch, seed, probability, switch, height, width, cutmix_table, mixup_table)
-            floats[WEIGHT] = mix[0]
-            ints[CUTMIX], ints[CUTMIX + 1], ints[CUTMIX + 2], ints[CUTMIX + 3] = mix[1:]
+            _draw_colour(block, saturation_low, saturation_high, hue)
+        if mixing.probability > _ZERO:
+            _draw_mixing(block, mixing, indices)
 
 
 @compiled_for(types.void(types.int64[::1], types.uint64, types.uint64))
@@ -211,15 +300,17 @@ def fisher_yates(order, seed, epoch):
     num_images = len(order)
     for place in range(num_images):
         order[place] = place
-    block = -1
-    w0 = w1 = w2 = w3 = _FIRST_EPOCH
+    counters, words = _counters(), _words()
+    first = num_images
     for place in range(num_images - 1, 0, -1):
-        if place >> 2 != block:
-            block = place >> 2
-            w0, w1, w2, w3 = philox(_U(block), epoch, _U(ORDER), seed)
-        lane = place & 3
-        word = w0 if lane == 0 else w1 if lane == 1 else w2 if lane == 2 else w3
-        other = _below(word, place + 1)
+        counter = place >> 2
+        if counter < first:
+            num = min(counter + 1, BLOCK)
+            first = counter + 1 - num
+            for i in range(num):
+                counters[i] = first + i
+            fill_words(counters, num, epoch, ORDER, seed, words)
+        other = _below(_U(words[(place & 3) * BLOCK + counter - first]), place + 1)
         order[place], order[other] = order[other], order[place]
 
 

@@ -106,7 +106,7 @@ def _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, ahe
             task.shift,
             task.scale_pairs,
             task.shift_pairs,
-            task.ties,
+            task.quick,
             floats[BRIGHTNESS],
             floats[CONTRAST],
             kind,

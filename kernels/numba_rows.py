@@ -5,7 +5,19 @@ from collections import namedtuple
 import numpy as np
 
 from fastcifar.kernels.numba_jit import compiled
-from fastcifar.kernels.numba_vector import LANES, copy_bytes, mean_texels, moved, pack_texels, reverse_five
+from fastcifar.kernels.numba_vector import (
+    BLOCK_BYTES,
+    LANES,
+    PASTED_BYTES,
+    REVERSED_PIXELS,
+    blank_bytes,
+    copy_block,
+    copy_bytes,
+    mean_texels,
+    moved,
+    pack_texels,
+    reverse_pixels,
+)
 from fastcifar.kernels.plan import FLIP, SHIFT_X, SHIFT_Y
 from fastcifar.kernels.reference import POSITION_BITS, TURN_BITS
 from fastcifar.kernels.scalars import reflected, turn
@@ -23,6 +35,18 @@ _reflected, _turn = compiled(reflected), compiled(turn)
 
 
 @compiled
+def _copy(target, source, num_bytes):
+    """Copy bytes between places that do not overlap. The system's own way takes longer to begin than these to copy."""
+    if num_bytes < BLOCK_BYTES:
+        copy_bytes(target, source, max(num_bytes, 0))
+        return
+    last = num_bytes - BLOCK_BYTES
+    for at in range(0, last, BLOCK_BYTES):
+        copy_block(moved(target, at), moved(source, at))
+    copy_block(moved(target, last), moved(source, last))
+
+
+@compiled
 def _copy_rows(image, y, num_rows, shift_x, height, width, target):
     """Copy source rows y.. shifted by shift_x pixels, in one piece: a shift along x is one of the flat image too.
 
@@ -31,24 +55,30 @@ def _copy_rows(image, y, num_rows, shift_x, height, width, target):
     begin = 3 * (y * width + shift_x)
     end = min(begin + 3 * num_rows * width, 3 * height * width)
     skipped = max(-begin, 0)
-    copy_bytes(
-        moved(target, skipped),
-        moved(image, begin + skipped),
-        max(end - begin - skipped, 0),
-    )
+    _copy(moved(target, skipped), moved(image, begin + skipped), end - begin - skipped)
+
+
+@compiled
+def _blank_columns(first, last, num_rows, width, target):
+    """Zero columns first..last-1 of rows, which have PASTED_BYTES behind them, in bands of bytes of a fixed width."""
+    for start in range(3 * first, 3 * last, PASTED_BYTES):
+        count = min(3 * last - start, PASTED_BYTES)
+        row = moved(target, start)
+        for _ in range(num_rows):
+            blank_bytes(row, count)
+            row = moved(row, 3 * width)
 
 
 @compiled
 def _mend_columns(image, first, last, top, low, shift_y, shift_x, height, width, reflect, target):
     """Write columns first..last-1, which lie beyond an edge of the source, of rows top..low-1."""
+    if not reflect:
+        _blank_columns(first, last, low - top, width, target)
+        return
     for x in range(first, last):
         source_x = _reflected(x + shift_x, width)
         row = moved(target, 3 * x)
-        if not reflect:
-            for _ in range(low - top):
-                row[0] = row[1] = row[2] = np.uint8(0)
-                row = moved(row, 3 * width)
-        elif 0 <= source_x - shift_x < width:
+        if 0 <= source_x - shift_x < width:
             # The pixel is also shown elsewhere in the same row, already in its place.
             shown = moved(target, 3 * (source_x - shift_x))
             for _ in range(low - top):
@@ -63,38 +93,20 @@ def _mend_columns(image, first, last, top, low, shift_y, shift_x, height, width,
 
 @compiled
 def _crop_rows(image, top, low, shift_y, shift_x, height, width, reflect, target):
-    inner_top, inner_low = (
-        min(max(-shift_y, top), low),
-        max(min(height - shift_y, low), top),
-    )
+    inner_top = min(max(-shift_y, top), low)
+    inner_low = max(min(height - shift_y, low), inner_top)
     if inner_top < inner_low:
         begin = moved(target, 3 * (inner_top - top) * width)
-        _copy_rows(
-            image,
-            inner_top + shift_y,
-            inner_low - inner_top,
-            shift_x,
-            height,
-            width,
-            begin,
-        )
-    for y in range(top, low):
-        if inner_top <= y < inner_low:
-            continue
-        begin = moved(target, 3 * (y - top) * width)
-        if reflect:
-            _copy_rows(
-                image,
-                _reflected(y + shift_y, height),
-                np.int64(1),
-                shift_x,
-                height,
-                width,
-                begin,
-            )
-        else:
-            for j in range(3 * width):
+        _copy_rows(image, inner_top + shift_y, inner_low - inner_top, shift_x, height, width, begin)
+    for first, last in ((top, inner_top), (inner_low, low)):
+        begin = moved(target, 3 * (first - top) * width)
+        if not reflect:
+            for j in range(3 * (last - first) * width):
                 begin[j] = np.uint8(0)
+            continue
+        for y in range(first, last):
+            _copy_rows(image, _reflected(y + shift_y, height), np.int64(1), shift_x, height, width, begin)
+            begin = moved(begin, 3 * width)
     first, last = max(width - shift_x, 0), width
     if shift_x < 0:
         first, last = np.int64(0), min(-shift_x, width)
@@ -127,8 +139,8 @@ def move_rows(image, top, low, ints, height, width, reflect, unflipped, target):
             moved(target, 3 * row * width),
             moved(unflipped, 3 * (row + 1) * width),
         )
-        for five in range((width + 4) // 5):
-            reverse_five(moved(to, 15 * five), moved(end, -15 * (five + 1)))
+        for x in range(0, width, REVERSED_PIXELS):
+            reverse_pixels(moved(to, 3 * x), moved(end, -3 * (x + REVERSED_PIXELS)))
 
 
 @compiled

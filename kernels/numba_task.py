@@ -2,7 +2,7 @@
 
 `Place` holds the images' height, width and whether they are extended by reflection, and how many rows make a band;
 `Starts` at which byte of the scratch memory each buffer begins, and where the last one ends; `Task` the buffers,
-pointers all, and whether bytes lie between two bfloat16 once they are normalised (`ties`).
+pointers all, and whether the quick way of rounding to bfloat16 is right for all bytes (`quick`).
 """
 
 from collections import namedtuple
@@ -10,13 +10,15 @@ from collections import namedtuple
 import numpy as np
 from numba import types
 
-from fastcifar.kernels.numba_cast import CHUNK, has_ties, pair_up
+from fastcifar.kernels.numba_cast import CHUNK, pair_up, rounds_quickly
 from fastcifar.kernels.numba_jit import compiled, compiled_for
 from fastcifar.kernels.numba_rows import Row, fill_offsets, rotation_reach
-from fastcifar.kernels.numba_vector import LANES, SLACK, floats_in, ints_in, moved, words_in
+from fastcifar.kernels.numba_vector import LANES, PASTED_BYTES, SLACK, floats_in, ints_in, moved, words_in
 
 BAND_PIXELS = 1024  # one 32x32 image, and more than a row of the largest
 PLANE_LENGTH = BAND_PIXELS + LANES
+CACHE_LINE = 64
+"""Bytes; scratch memory and each buffer in it begin at a multiple."""
 
 Place = namedtuple("Place", "height width reflect num_rows")
 Planes = namedtuple("Planes", "reds greens blues")
@@ -26,21 +28,23 @@ Starts = namedtuple(
 )
 Task = namedtuple(
     "Task",
-    "scale shift scale_pairs shift_pairs ties pixels others unflipped planes other_planes words row y_offsets "
+    "scale shift scale_pairs shift_pairs quick pixels others unflipped planes other_planes words row y_offsets "
     "x_offsets texture other_texture",
 )
 
 
 @compiled
 def _aligned(num_bytes):
-    return (num_bytes + 63) // 64 * 64
+    return (num_bytes + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
 
 
 @compiled
 def _starts(height, width):
     """Where the buffers of a task lie for images of this size."""
     reach = rotation_reach(height, width)
-    chunk, pixel_bytes, plane_bytes = _aligned(4 * CHUNK), _aligned(3 * PLANE_LENGTH), 4 * PLANE_LENGTH
+    chunk, plane_bytes = _aligned(4 * CHUNK), 4 * PLANE_LENGTH
+    # What is written in vectors may reach beyond the last pixel.
+    pixel_bytes = _aligned(3 * BAND_PIXELS + max(3 * LANES, PASTED_BYTES, SLACK))
     pixels = 4 * chunk
     others = pixels + pixel_bytes
     # Before what is to be flipped there is room as well.
@@ -104,7 +108,7 @@ def prepare(place, scratch, scale3, shift3, rotates):
         floats_in(scratch, starts.shift),
         floats_in(scratch, starts.scale_pairs),
         floats_in(scratch, starts.shift_pairs),
-        has_ties(scale3, shift3),
+        rounds_quickly(scale3, shift3),
         moved(scratch, starts.pixels),
         moved(scratch, starts.others),
         moved(scratch, starts.unflipped),

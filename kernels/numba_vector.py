@@ -8,14 +8,24 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-_BYTE, _INT, _FLOAT = ir.IntType(8), ir.IntType(32), ir.FloatType()
-_PIXELS, _CHANNELS, _BYTES = 5, 3, 16
+from fastcifar.kernels.numba_values import rounded, target_has
+
+_BYTE, _WORD, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_CHANNELS = 3
 PASTED_BYTES = 32  # bytes that paste_bytes looks at
 LANES = 16  # values that one instruction of the widest kind takes; a narrower machine takes several
-# Reversing five pixels reads and writes 16 bytes.
-SLACK = 16
+CHUNK = 6 * LANES  # a multiple of the three channels and of every vector's length
+_LINE_BYTES = 64
+BLOCK_BYTES = 64  # bytes that copy_block copies
+# So many are reversed at once: where those of the widest vectors can be put in any order these, else the narrowest's.
+_REVERSED_BYTES = 64 if target_has("avx512vbmi") else 16
+REVERSED_PIXELS = _REVERSED_BYTES // _CHANNELS
+# Reversing pixels reads and writes one byte more than they have.
+SLACK = _REVERSED_BYTES
+HAS_BFLOAT16_UNITS = target_has("avx512bf16")
 
 
 @intrinsic
@@ -41,6 +51,19 @@ def _at_address(element: Any) -> Any:
     return pointer_at
 
 
+def room_for(element: Any, length: int) -> Any:
+    """Make a function that gives a pointer to so many elements on the stack, the same while its caller runs."""
+
+    @intrinsic
+    def room(typing_context: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return cgutils.alloca_once(builder, context.get_value_type(element), length)
+
+        return types.CPointer(element)(), generate
+
+    return room
+
+
 bytes_at, ints_at, longs_at, floats_at, doubles_at = (
     _at_address(element) for element in (types.uint8, types.int32, types.int64, types.float32, types.float64)
 )
@@ -51,14 +74,18 @@ def prefetch(typing_context: Any, pointer: Any) -> Any:
     """Ask for the line of memory at a pointer, which will be read once; any address will do."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _BYTE.as_pointer()
-        signature = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], signature)
-        # To read, to be kept close, data.
-        builder.call(function, [arguments[0], _INT(0), _INT(3), _INT(1)])
+        _prefetch(builder, arguments[0])
         return context.get_dummy_value()
 
     return types.void(pointer), generate
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    pointer = _BYTE.as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [pointer, _INT, _INT, _INT])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], signature)
+    # To read, to be kept close, data.
+    builder.call(function, [address, _INT(0), _INT(3), _INT(1)])
 
 
 @intrinsic
@@ -102,41 +129,65 @@ def copy_bytes(typing_context: Any, target: Any, source: Any, num_bytes: Any) ->
 
 
 @intrinsic
+def copy_block(typing_context: Any, target: Any, source: Any) -> Any:
+    """Copy BLOCK_BYTES bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        block = ir.VectorType(_BYTE, BLOCK_BYTES).as_pointer()
+        to, origin = (builder.bitcast(pointer, block) for pointer in arguments)
+        builder.store(builder.load(origin, align=1), to, align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, source), generate
+
+
+@intrinsic
 def paste_bytes(typing_context: Any, target: Any, source: Any, count: Any) -> Any:
     """Copy the first count of PASTED_BYTES bytes; those of the target behind them are written as they were."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector = ir.VectorType(_BYTE, PASTED_BYTES)
-        to, origin = (builder.bitcast(pointer, vector.as_pointer()) for pointer in arguments[:2])
-        limit = builder.insert_element(
-            ir.Constant(vector, ir.Undefined), builder.trunc(arguments[2], _BYTE), ir.Constant(_INT, 0)
-        )
-        limits = builder.shuffle_vector(limit, limit, ir.Constant(ir.VectorType(_INT, PASTED_BYTES), None))
-        pasted = builder.icmp_unsigned("<", ir.Constant(vector, list(range(PASTED_BYTES))), limits)
-        both = builder.select(pasted, builder.load(origin, align=1), builder.load(to, align=1))
-        builder.store(both, to, align=1)
+        origin = _vector_at(builder, arguments[1], _BYTE, PASTED_BYTES)
+        _paste(builder, arguments[0], builder.load(origin, align=1), arguments[2])
         return context.get_dummy_value()
 
     return types.void(target, source, types.int64), generate
 
 
 @intrinsic
-def reverse_five(typing_context: Any, target: Any, source: Any) -> Any:
-    """Copy five pixels of uint8 in reverse order, and a sixteenth byte behind them, which the next five overwrite."""
+def blank_bytes(typing_context: Any, target: Any, count: Any) -> Any:
+    """Zero the first count of PASTED_BYTES bytes; those behind them are written as they were."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector = ir.VectorType(_BYTE, _BYTES)
+        zeros = ir.Constant(ir.VectorType(_BYTE, PASTED_BYTES), [0] * PASTED_BYTES)
+        _paste(builder, arguments[0], zeros, arguments[1])
+        return context.get_dummy_value()
+
+    return types.void(target, types.int64), generate
+
+
+def _paste(builder: Any, target: Any, values: Any, count: Any) -> None:
+    vector = values.type
+    to = _vector_at(builder, target, _BYTE, PASTED_BYTES)
+    limit = builder.insert_element(ir.Constant(vector, ir.Undefined), builder.trunc(count, _BYTE), _INT(0))
+    limits = builder.shuffle_vector(limit, limit, ir.Constant(ir.VectorType(_INT, PASTED_BYTES), None))
+    pasted = builder.icmp_unsigned("<", ir.Constant(vector, list(range(PASTED_BYTES))), limits)
+    builder.store(builder.select(pasted, values, builder.load(to, align=1)), to, align=1)
+
+
+@intrinsic
+def reverse_pixels(typing_context: Any, target: Any, source: Any) -> Any:
+    """Copy REVERSED_PIXELS pixels of uint8 in reverse order, and one byte behind them, which the next overwrite."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(_BYTE, _REVERSED_BYTES)
         order = [
-            _CHANNELS * (_PIXELS - 1 - byte // _CHANNELS) + byte % _CHANNELS for byte in range(_CHANNELS * _PIXELS)
+            _CHANNELS * (REVERSED_PIXELS - 1 - byte // _CHANNELS) + byte % _CHANNELS
+            for byte in range(_CHANNELS * REVERSED_PIXELS)
         ]
-        mask = ir.Constant(ir.VectorType(_INT, _BYTES), [*order, _BYTES - 1])
+        mask = ir.Constant(ir.VectorType(_INT, _REVERSED_BYTES), [*order, _REVERSED_BYTES - 1])
         to, origin = (builder.bitcast(pointer, vector.as_pointer()) for pointer in arguments)
-        five = builder.load(origin, align=1)
-        builder.store(
-            builder.shuffle_vector(five, ir.Constant(vector, ir.Undefined), mask),
-            to,
-            align=1,
-        )
+        pixels = builder.load(origin, align=1)
+        builder.store(builder.shuffle_vector(pixels, ir.Constant(vector, ir.Undefined), mask), to, align=1)
         return context.get_dummy_value()
 
     return types.void(target, source), generate
@@ -240,63 +291,100 @@ def mean_texels(
     return types.void(top_left, top_right, low_left, low_right, x_part, y_part, reds, greens, blues), generate
 
 
-def _splat(element: Any, value: int) -> Any:
-    return ir.Constant(ir.VectorType(element, LANES), [value] * LANES)
+def _splat(element: Any, value: int, times: int = 1) -> Any:
+    return ir.Constant(ir.VectorType(element, times * LANES), [value] * times * LANES)
 
 
-def _rounded(builder: Any, values: Any, to_even: bool) -> Any:
-    """Bits of float32 lanes, whose upper halves are those of the nearest bfloat16; of two as near the even one, or else
-    the one farther from zero, which takes a quarter of the instructions."""
-    bits = builder.bitcast(values, ir.VectorType(_INT, LANES))
-    if not to_even:
-        return builder.add(bits, _splat(_INT, 0x8000))
-    lowest = builder.and_(builder.lshr(bits, _splat(_INT, 16)), _splat(_INT, 1))
-    return builder.add(builder.add(bits, _splat(_INT, 0x7FFF)), lowest)
+def _to_bfloat16(*, lit: bool, quick: bool) -> Any:
+    in_order, by_units = HAS_BFLOAT16_UNITS, HAS_BFLOAT16_UNITS and quick
 
-
-def _to_bfloat16(lit: bool, to_even: bool) -> Any:
     @intrinsic
     def convert(
-        typing_context: Any, target: Any, pixels: Any, scale: Any, shift: Any, brightness: Any, contrast: Any
+        typing_context: Any,
+        target: Any,
+        pixels: Any,
+        num_chunks: Any,
+        scale: Any,
+        shift: Any,
+        brightness: Any,
+        contrast: Any,
+        ahead: Any,
     ) -> Any:
-        """Normalise 2 LANES bytes to bfloat16.
+        """Normalise chunks of CHUNK bytes to bfloat16, and ask for as many bytes at ahead.
 
-        scale and shift: float32 for the bytes at even places, then for those at odd ones. Even and odd bytes are worked
-        on apart, so that their results need no packing: one takes the lower half of 32 bits, the other the upper half.
+        scale and shift: float32 [CHUNK], of every 2 LANES bytes in the order in which they are worked on: as they are
+        where there are units for bfloat16; elsewhere those at even places, then those at odd ones, whose results need
+        no packing: one takes the lower half of 32 bits, the other the upper half.
+
+        A loop of its own, so that scale and shift stay in registers.
         """
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            out, origin, scales, shifts, *light = arguments
-            ints, floats = ir.VectorType(_INT, LANES), ir.VectorType(_FLOAT, LANES)
-            words = ir.VectorType(ir.IntType(16), LANES)
+            target, pixels, num_chunks, scale, shift, *light, ahead = arguments
+            both = list(range(2 * LANES))
+            ints, floats = (ir.VectorType(element, 2 * LANES) for element in (_INT, _FLOAT))
+
+            def at(pointer: Any, place: Any, element: Any, length: int) -> Any:
+                return _vector_at(builder, builder.gep(pointer, [place]), element, length)
 
             def spread(scalar: Any) -> Any:
                 empty = ir.Constant(floats, ir.Undefined)
                 first = builder.insert_element(empty, scalar, ir.Constant(_INT, 0))
-                return builder.shuffle_vector(first, empty, ir.Constant(ints, [0] * LANES))
+                return builder.shuffle_vector(first, empty, ir.Constant(ints, [0] * 2 * LANES))
 
-            def normal(integers: Any, odd: int) -> Any:
-                by, plus = (
-                    builder.load(builder.bitcast(builder.gep(table, [_INT(odd * LANES)]), floats.as_pointer()), align=4)
-                    for table in (scales, shifts)
-                )
-                values = builder.fadd(builder.fmul(builder.sitofp(integers, floats), by), plus)
-                if lit:
-                    brightness, contrast = (spread(scalar) for scalar in light)
-                    values = builder.fmul(builder.fadd(values, brightness), contrast)
-                return _rounded(builder, values, to_even)
+            def integers(place: Any) -> Any:
+                if in_order:
+                    return builder.zext(builder.load(at(pixels, place, _BYTE, 2 * LANES), align=1), ints)
+                pairs = builder.load(at(pixels, place, _WORD, LANES), align=1)
+                pairs = builder.zext(pairs, ir.VectorType(_INT, LANES))
+                low, high = builder.and_(pairs, _splat(_INT, 0xFF)), builder.lshr(pairs, _splat(_INT, 8))
+                return _shuffled(builder, low, high, both)
 
-            pairs = builder.zext(builder.load(builder.bitcast(origin, words.as_pointer()), align=1), ints)
-            even = normal(builder.and_(pairs, _splat(_INT, 0xFF)), 0)
-            odd = normal(builder.lshr(pairs, _splat(_INT, 8)), 1)
-            both = builder.or_(builder.lshr(even, _splat(_INT, 16)), builder.and_(odd, _splat(_INT, 0xFFFF0000)))
-            builder.store(both, builder.bitcast(out, ints.as_pointer()), align=2)
+            def store(values: Any, place: Any) -> None:
+                if by_units:
+                    words = rounded(builder, values, with_units=True)
+                else:
+                    bits = _rounded(builder, values, to_even=not quick)
+                    if in_order:
+                        words = builder.trunc(builder.lshr(bits, _splat(_INT, 16, 2)), ir.VectorType(_WORD, 2 * LANES))
+                    else:
+                        even, odd = (_shuffled(builder, bits, bits, half) for half in (both[:LANES], both[LANES:]))
+                        even, odd = builder.lshr(even, _splat(_INT, 16)), builder.and_(odd, _splat(_INT, 0xFFFF0000))
+                        words = builder.bitcast(builder.or_(even, odd), ir.VectorType(_WORD, 2 * LANES))
+                builder.store(words, at(target, place, _WORD, 2 * LANES), align=2)
+
+            firsts = [_LONG(first) for first in range(0, CHUNK, 2 * LANES)]
+            factors, summands = (
+                [builder.load(at(table, first, _FLOAT, 2 * LANES), align=4) for first in firsts]
+                for table in (scale, shift)
+            )
+            brightness, contrast = (spread(scalar) for scalar in light)
+            with cgutils.for_range(builder, num_chunks) as loop:
+                start = builder.mul(loop.index, _LONG(CHUNK))
+                for line in range(0, CHUNK, _LINE_BYTES):
+                    _prefetch(builder, builder.gep(ahead, [builder.add(start, _LONG(line))]))
+                for first, factor, summand in zip(firsts, factors, summands, strict=True):
+                    place = builder.add(start, first)
+                    values = builder.fadd(builder.fmul(builder.sitofp(integers(place), floats), factor), summand)
+                    if lit:
+                        values = builder.fmul(builder.fadd(values, brightness), contrast)
+                    store(values, place)
             return context.get_dummy_value()
 
-        return types.void(target, pixels, scale, shift, types.float32, types.float32), generate
+        return types.void(target, pixels, types.int64, scale, shift, types.float32, types.float32, ahead), generate
 
     return convert
 
 
-untied_to_bfloat16 = _to_bfloat16(lit=False, to_even=False)
-plain_to_bfloat16, lit_to_bfloat16 = _to_bfloat16(lit=False, to_even=True), _to_bfloat16(lit=True, to_even=True)
+def _rounded(builder: Any, values: Any, to_even: bool) -> Any:
+    """Bits of 2 LANES of float32, whose upper halves are those of the nearest bfloat16; of two as near the even one, or
+    else the one farther from zero, which takes a quarter of the instructions."""
+    bits = builder.bitcast(values, ir.VectorType(_INT, 2 * LANES))
+    if not to_even:
+        return builder.add(bits, _splat(_INT, 0x8000, 2))
+    lowest = builder.and_(builder.lshr(bits, _splat(_INT, 16, 2)), _splat(_INT, 1, 2))
+    return builder.add(builder.add(bits, _splat(_INT, 0x7FFF, 2)), lowest)
+
+
+quickly_to_bfloat16 = _to_bfloat16(lit=False, quick=True)
+plain_to_bfloat16, lit_to_bfloat16 = _to_bfloat16(lit=False, quick=False), _to_bfloat16(lit=True, quick=False)

@@ -5,6 +5,8 @@ answers of their Random123 library. The key is the seed. The counter is (index, 
 for an image never depends on what was drawn before. The compiled forms are tested against this one.
 """
 
+from typing import Any
+
 import numpy as np
 
 # Words travel in uint64, so that the product of two fits; LOW_WORD and WORD_BITS take it apart.
@@ -26,21 +28,20 @@ BOX = 5  # CutMix centre y, centre x
 ORDER = 6  # shuffling
 
 
-def rounds(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
-    """Ten rounds over a counter of four words under a key of two: four random words. All uint64, scalars or vectors.
+def one_round(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+    """One of NUM_ROUNDS rounds: a counter of four words and a key of two for the next. All uint64, scalars or vectors.
 
     The compiled forms compile this same function.
     """
-    for _ in range(NUM_ROUNDS):
-        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
-        c0, c1, c2, c3 = (
-            (product_1 >> WORD_BITS) ^ c1 ^ k0,
-            product_1 & LOW_WORD,
-            (product_0 >> WORD_BITS) ^ c3 ^ k1,
-            product_0 & LOW_WORD,
-        )
-        k0, k1 = (k0 + WEYL_0) & LOW_WORD, (k1 + WEYL_1) & LOW_WORD
-    return c0, c1, c2, c3
+    product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
+    return (
+        (product_1 >> WORD_BITS) ^ c1 ^ k0,
+        product_1 & LOW_WORD,
+        (product_0 >> WORD_BITS) ^ c3 ^ k1,
+        product_0 & LOW_WORD,
+        (k0 + WEYL_0) & LOW_WORD,
+        (k1 + WEYL_1) & LOW_WORD,
+    )
 
 
 def philox_4x32(counter_n4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
@@ -49,8 +50,10 @@ def philox_4x32(counter_n4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     counter_n4: uint32 [n, 4]; key: two 32-bit integers. Returns uint32 [n, 4].
     """
     counters = np.asarray(counter_n4).astype(np.uint64)
-    drawn = rounds(*(counters[:, word] for word in range(4)), *(np.uint64(word) for word in key))
-    return np.stack(drawn, axis=1).astype(np.uint32)
+    state: tuple[Any, ...] = (*(counters[:, word] for word in range(4)), *(np.uint64(word) for word in key))
+    for _ in range(NUM_ROUNDS):
+        state = one_round(*state)
+    return np.stack(state[:4], axis=1).astype(np.uint32)
 
 
 def words(seed: int, epoch: int, indices_n: np.ndarray, stream: int) -> np.ndarray:

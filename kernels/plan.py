@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastcifar.kernels.settings import FLIPS, PADDING_MODES, Augmentation
+from fastcifar.kernels.settings import FLIPS, PADDING_MODES, Augmentation, Normalisation
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +151,8 @@ class Settings(NamedTuple):
     saturation_low: np.float32
     saturation_high: np.float32
     hue: np.float32
+    cutmix: float
+    mixup: float
 
 
 NUM_SETTING_FLOATS = len(Settings._fields) - NUM_SETTING_INTS
@@ -196,6 +198,8 @@ def settings_for(augmentation: Augmentation, height: int, width: int) -> Setting
         saturation_low=np.float32(max(0.0, 1.0 - augmentation.saturation)),
         saturation_high=np.float32(1.0 + augmentation.saturation),
         hue=np.float32(augmentation.hue),
+        cutmix=float(augmentation.cutmix),
+        mixup=float(augmentation.mixup),
     )
 
 
@@ -217,9 +221,21 @@ def beta_table(alpha: float) -> np.ndarray:
     return table
 
 
-def beta_tables(augmentation: Augmentation) -> tuple[np.ndarray, np.ndarray]:
+def beta_tables(settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """Tables of CutMix's and MixUp's label weights."""
-    return beta_table(float(augmentation.cutmix)), beta_table(float(augmentation.mixup))
+    return beta_table(settings.cutmix), beta_table(settings.mixup)
+
+
+@lru_cache(maxsize=16)
+def scale_shift(normalisation: Normalisation) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and summand of each channel, float32 [3] each, read-only."""
+    pair = (
+        np.array(normalisation.scale, dtype=np.float32),
+        np.array(normalisation.shift, dtype=np.float32),
+    )
+    for array in pair:
+        array.flags.writeable = False
+    return pair
 
 
 def is_reflect(padding_mode: str) -> bool:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcifar.kernels import checks, philox, reference
-from fastcifar.kernels.plan import Plan, Settings
+from fastcifar.kernels.plan import Plan, Settings, beta_tables, scale_shift
+from fastcifar.kernels.settings import Normalisation
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,6 @@ epoch_order = philox.epoch_order
 
 def draw(
     settings: Settings,
-    tables: tuple[np.ndarray, np.ndarray],
     seed: int,
     epoch: int,
     indices_n: np.ndarray,
@@ -24,7 +24,7 @@ def draw(
     num_threads: int | None = None,
 ) -> None:
     """Fill a plan's arrays."""
-    reference.draw(settings, tables, int(seed), int(epoch), indices_n, ints, floats)
+    reference.draw(settings, beta_tables(settings), int(seed), int(epoch), indices_n, ints, floats)
 
 
 check_rows = checks.check_rows
@@ -41,8 +41,7 @@ def augment(
     images_nhwc: Any,
     rows_n: np.ndarray,
     plan: Plan,
-    scale: np.ndarray,
-    shift: np.ndarray,
+    normalisation: Normalisation,
     out: "torch.Tensor",
     num_threads: int | None = None,
 ) -> None:
@@ -52,5 +51,5 @@ def augment(
     if len(rows_n) == 0:
         return
     images = images_nhwc if isinstance(images_nhwc, np.ndarray) else images_nhwc.detach().cpu().numpy()
-    batch = reference.augment(images, rows_n, plan, scale, shift)
+    batch = reference.augment(images, rows_n, plan, *scale_shift(normalisation))
     out.copy_(torch.from_numpy(batch).permute(0, 3, 1, 2))

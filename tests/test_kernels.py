@@ -12,8 +12,9 @@ from numba import njit
 from torchvision.transforms import v2
 
 from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan
-from fastcifar.kernels.numba_cast import has_ties
+from fastcifar.kernels.numba_cast import is_subnormal, is_tie, rounds_quickly
 from fastcifar.kernels.numba_task import BAND_PIXELS
+from fastcifar.kernels.numba_vector import HAS_BFLOAT16_UNITS
 
 DTYPES = ("float32", "bfloat16", "float16")
 SIDES = st.one_of(st.integers(1, 12), st.sampled_from([31, 32, 33, 40]))
@@ -176,14 +177,22 @@ def test_cast_is_torchs(dtype, form):
 
 
 @pytest.mark.parametrize("channel", range(3))
-def test_halves_are_rounded_to_even(channel):
-    """Of 129.5 the neighbours in bfloat16 are 129 and 130: rounding up, done where no byte lies so, would be wrong."""
+def test_quick_rounding_is_for_bytes_that_it_suits(channel):
+    """Of 129.5 the neighbours in bfloat16 are 129 and 130: rounding up, done where no byte lies so, would be wrong; and
+    units for bfloat16 take for zero what is smaller than 2**-126."""
     images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     halves = Normalisation(mean=tuple(-0.5 / 255 * (at == channel) for at in range(3)), std=(1 / 255,) * 3)
     wholes = Normalisation(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
-    for normalisation, ties in ((halves, True), (wholes, False), (CIFAR, False)):
+    specks = Normalisation(mean=tuple(1e-39 * (at == channel) for at in range(3)), std=(1.0,) * 3)
+    cases = ((halves, True, False), (wholes, False, False), (CIFAR, False, False), (specks, False, True))
+    for normalisation, ties, subnormals in cases:
         scale, shift = (np.array(values, np.float32) for values in (normalisation.scale, normalisation.shift))
-        assert njit(has_ties.py_func)(scale, shift) == ties
+        values_256c = np.arange(256, dtype=np.float32)[:, None] * scale + shift
+        bits = values_256c.astype(np.float32).view(np.uint32).reshape(-1)
+        assert any(map(is_subnormal.py_func, bits)) == subnormals
+        has_ties = any(map(is_tie.py_func, bits))
+        assert has_ties == ties
+        assert njit(rounds_quickly.py_func)(scale, shift) != (subnormals if HAS_BFLOAT16_UNITS else has_ties)
         exact = augment(images, Plan.identity(1, 16, 16), normalisation, dtype="float32", form="numba")
         got = augment(images, Plan.identity(1, 16, 16), normalisation, dtype="bfloat16", form="numba")
         assert same_bits(got, exact.to(torch.bfloat16))

@@ -32,11 +32,19 @@ def test_philox_gives_its_known_answers(counter, key, answer):
 def test_compiled_philox_gives_its_known_answers(counter, key, answer):
     from numba import njit
 
-    from fastcifar.kernels.numba_draw import philox
+    from fastcifar.kernels.numba_draw import BLOCK, fill_words
+    from fastcifar.kernels.numba_vector import pointer_to
+
+    @njit
+    def fill(indices, epoch, stream, seed, words):
+        fill_words(pointer_to(indices), len(indices), epoch, stream, seed, pointer_to(words))
 
     index, epoch, stream = np.uint64(counter[0] | counter[1] << 32), np.uint64(counter[2]), np.uint64(counter[3])
-    called = njit(philox.py_func)
-    assert tuple(int(word) for word in called(index, epoch, stream, np.uint64(key[0] | key[1] << 32))) == answer
+    indices, words = np.full(19, index).view(np.int64), np.zeros((4, BLOCK), np.uint32)
+    fill(indices, epoch, stream, np.uint64(key[0] | key[1] << 32), words.reshape(-1))
+    for place in range(len(indices)):
+        assert tuple(words[:, place].tolist()) == answer
+    assert not words[:, len(indices) :].any()
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1])
@@ -52,10 +60,11 @@ def test_large_seeds_of_numpy_are_the_same_seeds(seed):
 def test_forms_draw_the_same(data):
     height, width = data.draw(st.integers(1, 256)), data.draw(st.integers(1, 256))
     augmentation = data.draw(augmentations(height, width))
+    num_times = data.draw(st.integers(1, 30))  # more than are drawn at once
     options = {
         "seed": data.draw(st.integers(0, 2**64 - 1)),
         "epoch": data.draw(st.integers(0, 2**32 - 1)),
-        "indices_n": data.draw(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=9)),
+        "indices_n": data.draw(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=9)) * num_times,
         "height": height,
         "width": width,
     }

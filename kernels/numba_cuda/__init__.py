@@ -197,7 +197,7 @@ def _on_device(settings: _Settings, kind: int, device: Any) -> "tuple[torch.Tens
     # In the order of the columns that pixels.py names.
     setting_ints = [*drawn[:NUM_SETTING_INTS], int(is_reflect(augmentation.padding_mode)), kind, settings.num_images]
     setting_floats = np.array([*drawn[NUM_SETTING_INTS:], *normalisation.scale, *normalisation.shift], dtype=np.float32)
-    tables = np.concatenate(beta_tables(augmentation))
+    tables = np.concatenate(beta_tables(drawn))
     arrays = (np.array(setting_ints, dtype=np.int64), setting_floats, tables)
     return tuple(torch.from_numpy(array).to(device) for array in arrays)  # type: ignore[return-value]
 

@@ -19,11 +19,12 @@ from fastcifar.kernels.philox import (
     GEOMETRY,
     LOW_WORD,
     MIX,
+    NUM_ROUNDS,
     TOP_BIT,
     UNIT,
     UNIT_BITS,
     WORD_BITS,
-    rounds,
+    one_round,
 )
 from fastcifar.kernels.plan import (
     ALTERNATING_FLIP,
@@ -83,12 +84,16 @@ else:
     mul = libdevice.fmul_rn
 
 
-_rounds, _below = cuda.jit(device=True)(rounds), cuda.jit(device=True)(below)
+_one_round, _below = cuda.jit(device=True)(one_round), cuda.jit(device=True)(below)
 
 
 @cuda.jit(device=True)
 def _philox(index, epoch, stream, seed):
-    return _rounds(index & LOW_WORD, index >> WORD_BITS, epoch, _U(stream), seed & LOW_WORD, seed >> WORD_BITS)
+    c0, c1, c2, c3 = index & LOW_WORD, index >> WORD_BITS, epoch, _U(stream)
+    k0, k1 = seed & LOW_WORD, seed >> WORD_BITS
+    for _ in range(NUM_ROUNDS):
+        c0, c1, c2, c3, k0, k1 = _one_round(c0, c1, c2, c3, k0, k1)
+    return c0, c1, c2, c3
 
 
 @cuda.jit(device=True)
