@@ -7,6 +7,7 @@ import numpy as np
 
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_vector import (
+    CACHE_LINE,
     CHUNK,
     HAS_BFLOAT16_UNITS,
     LANES,
@@ -136,7 +137,7 @@ def to_float16(pixels, count, scale, shift, brightness, contrast, ahead, out):
     full = count // CHUNK
     for _ in range(full):
         prefetch(ahead)
-        prefetch(moved(ahead, 64))
+        prefetch(moved(ahead, CACHE_LINE))
         ahead = moved(ahead, CHUNK)
         if plain:
             for j in range(CHUNK):
@@ -157,7 +158,7 @@ def to_float32(pixels, count, scale, shift, brightness, contrast, ahead, out):
     full = count // CHUNK
     for _ in range(full):
         prefetch(ahead)
-        prefetch(moved(ahead, 64))
+        prefetch(moved(ahead, CACHE_LINE))
         ahead = moved(ahead, CHUNK)
         if plain:
             for j in range(CHUNK):

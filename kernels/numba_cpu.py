@@ -1,13 +1,14 @@
 """The compiled form for the CPU: drawing and augmenting by Numba, in parallel over the images of a batch.
 
 Arithmetic is that of the reference form, operation by operation, so that both agree on every bit: no fast-math, and
-rounding to 16 bits by integers. Each function is compiled for one set of types, when this module is first imported,
-and cached on disk: by the side of the source, or in the user's cache directory where that cannot be written, or in
-NUMBA_CACHE_DIR.
+rounding to 16 bits by integers, or by units that give the same bits. Each function is compiled for one set of types,
+when this module is first imported, and cached on disk: by the side of the source, or in the user's cache directory
+where that cannot be written, or in NUMBA_CACHE_DIR.
 """
 
 import ctypes
 import threading
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,8 @@ import numpy as np
 
 from fastcifar.kernels import checks, numba_draw, numba_pixels
 from fastcifar.kernels.numba_draw import fisher_yates, is_possible, rows_inside
-from fastcifar.kernels.numba_task import CACHE_LINE, scratch_bytes
+from fastcifar.kernels.numba_task import scratch_bytes
+from fastcifar.kernels.numba_vector import CACHE_LINE
 from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, beta_tables, is_reflect, scale_shift
 from fastcifar.kernels.settings import Normalisation
 from fastcifar.kernels.threads import num_tasks_for, share_out
@@ -23,7 +25,7 @@ from fastcifar.kernels.threads import num_tasks_for, share_out
 if TYPE_CHECKING:
     import torch
 
-_DRAWN_PER_TASK = 2048
+_DRAWN_PER_TASK = 1024
 
 
 def draw(
@@ -56,7 +58,7 @@ def draw(
         ints=address(ints),
         floats=address(floats),
     )
-    # To wake a thread takes longer than to draw for a few hundred images.
+    # To wake a thread takes as long as to draw for some hundreds of images.
     num_tasks = num_tasks_for(len(indices_n) // _DRAWN_PER_TASK, num_threads)
     share_out(numba_draw.draw, len(indices_n), drawing, num_tasks)
 
@@ -114,6 +116,8 @@ def augment(
     _, height, width, _ = images_nhwc.shape
     num_tasks = num_tasks_for(len(rows_n), num_threads)
     task_bytes = _scratch_bytes(height, width)
+    # Held by its name until the call ends, as is what lies at the other addresses.
+    _memory, scratch = _scratch(num_tasks * task_bytes)
     kept = _normalisation_in_memory(normalisation)
     scale, shift = kept.addresses
     batch = numba_pixels.Batch(
@@ -128,7 +132,7 @@ def augment(
         floats=address(plan.floats_nk),
         scale=scale,
         shift=shift,
-        scratch=_scratch(num_tasks * task_bytes),
+        scratch=scratch,
         scratch_bytes=task_bytes,
         out=out.data_ptr(),
     )
@@ -140,8 +144,9 @@ def address(values: Any) -> int:
     if not isinstance(values, np.ndarray):
         return values.data_ptr()
     if values.flags.writeable and values.size:
-        # NumPy itself takes a microsecond, and a batch needs several: hundredths of its time.
-        return ctypes.addressof(ctypes.c_char.from_buffer(values))  # type: ignore[arg-type]
+        # The other way takes a microsecond, and a batch needs several: hundredths of its time.
+        with suppress(TypeError):
+            return ctypes.addressof(ctypes.c_char.from_buffer(values))  # type: ignore[arg-type]
     return values.__array_interface__["data"][0]
 
 
@@ -155,13 +160,16 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 _LOCAL = threading.local()
 
 
-def _scratch(num_bytes: int) -> int:
-    """Address of scratch memory of the calling thread, which is kept from call to call and has so many bytes."""
-    if getattr(_LOCAL, "num_bytes", 0) < num_bytes:
-        # What is not aligned to the cache's lines takes up to a quarter longer.
-        _LOCAL.memory, _LOCAL.num_bytes = np.empty(num_bytes + CACHE_LINE, dtype=np.uint8), num_bytes
-        _LOCAL.address = -(-address(_LOCAL.memory) // CACHE_LINE) * CACHE_LINE
-    return _LOCAL.address
+def _scratch(num_bytes: int) -> tuple[np.ndarray, int]:
+    """Scratch memory of the calling thread, which is kept from call to call, and where its num_bytes begin.
+
+    They begin at a line of the cache: what does not takes up to a quarter longer.
+    """
+    kept = getattr(_LOCAL, "scratch", None)
+    if kept is None or len(kept[0]) < num_bytes + CACHE_LINE:
+        memory = np.empty(num_bytes + CACHE_LINE, dtype=np.uint8)
+        kept = _LOCAL.scratch = memory, -(-address(memory) // CACHE_LINE) * CACHE_LINE
+    return kept
 
 
 @lru_cache(maxsize=64)

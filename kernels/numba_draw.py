@@ -230,7 +230,8 @@ def _draw_mixing(block, mixing, first_index):
     """Mix the images. What is drawn per batch is drawn by the index of its first image, to which a pointer is given."""
     num, indices = (block.num, block.indices) if mixing.per_image else (1, first_index)
     fill_words(indices, num, block.epoch, MIX, block.seed, block.words)
-    fill_words(indices, num, block.epoch, BOX, block.seed, block.box_words)
+    if mixing.switch > _ZERO:
+        fill_words(indices, num, block.epoch, BOX, block.seed, block.box_words)
     mix = _mix(mixing, _of(block.words, 0), _of(block.box_words, 0))
     for i in range(block.num):
         if mixing.per_image:

@@ -18,6 +18,7 @@ from fastcifar.kernels.numba_rows import fill_texture, move_rows, rotate_rows
 from fastcifar.kernels.numba_share import reader, shared
 from fastcifar.kernels.numba_task import BAND_PIXELS, Place, prepare
 from fastcifar.kernels.numba_vector import (
+    CACHE_LINE,
     LANES,
     PASTED_BYTES,
     bytes_at,
@@ -208,7 +209,7 @@ def _by_planes(place, task, image, partner, ints, partner_ints, floats, partner_
     for top in range(0, height, num_rows):
         low = min(top + num_rows, height)
         count = (low - top) * width
-        for at in range(3 * top * width, 3 * low * width, 64):
+        for at in range(3 * top * width, 3 * low * width, CACHE_LINE):
             prefetch(moved(ahead, at))
         _fill_planes(place, task, image, task.texture, top, low, ints, floats, task.planes)
         # Of the partner only those rows are made that are shown.

@@ -115,9 +115,10 @@ def _crop_rows(image, top, low, shift_y, shift_x, height, width, reflect, target
 
 @compiled
 def move_rows(image, top, low, ints, height, width, reflect, unflipped, target):
-    """Write rows top..low-1 of the cropped and flipped image to target, and up to SLACK bytes more; all are pointers.
+    """Write rows top..low-1 of the cropped and flipped image to target; all are pointers.
 
-    unflipped is a buffer for as many rows, with SLACK bytes before and after.
+    unflipped is a buffer for as many rows, with SLACK bytes before. Behind both there is room for SLACK and for
+    PASTED_BYTES, which may be read and written.
     """
     shift_y, shift_x = np.int64(ints[SHIFT_Y]), np.int64(ints[SHIFT_X])
     flipped = ints[FLIP] != 0

@@ -1,8 +1,8 @@
 """A thread's buffers, compiled for the CPU: where they lie in its scratch memory, and what is the same for all images.
 
 `Place` holds the images' height, width and whether they are extended by reflection, and how many rows make a band;
-`Starts` at which byte of the scratch memory each buffer begins, and where the last one ends; `Task` the buffers,
-pointers all, and whether the quick way of rounding to bfloat16 is right for all bytes (`quick`).
+`Starts` at which byte of the scratch memory each buffer begins, a multiple of CACHE_LINE, and where the last one ends;
+`Task` the buffers, pointers all, and whether the quick way of rounding to bfloat16 is right for all bytes (`quick`).
 """
 
 from collections import namedtuple
@@ -13,12 +13,10 @@ from numba import types
 from fastcifar.kernels.numba_cast import CHUNK, pair_up, rounds_quickly
 from fastcifar.kernels.numba_jit import compiled, compiled_for
 from fastcifar.kernels.numba_rows import Row, fill_offsets, rotation_reach
-from fastcifar.kernels.numba_vector import LANES, PASTED_BYTES, SLACK, floats_in, ints_in, moved, words_in
+from fastcifar.kernels.numba_vector import CACHE_LINE, LANES, PASTED_BYTES, SLACK, floats_in, ints_in, moved, words_in
 
 BAND_PIXELS = 1024  # one 32x32 image, and more than a row of the largest
 PLANE_LENGTH = BAND_PIXELS + LANES
-CACHE_LINE = 64
-"""Bytes; scratch memory and each buffer in it begin at a multiple."""
 
 Place = namedtuple("Place", "height width reflect num_rows")
 Planes = namedtuple("Planes", "reds greens blues")
@@ -43,7 +41,7 @@ def _starts(height, width):
     """Where the buffers of a task lie for images of this size."""
     reach = rotation_reach(height, width)
     chunk, plane_bytes = _aligned(4 * CHUNK), 4 * PLANE_LENGTH
-    # What is written in vectors may reach beyond the last pixel.
+    # What is read and written in vectors may reach beyond the last pixel.
     pixel_bytes = _aligned(3 * BAND_PIXELS + max(3 * LANES, PASTED_BYTES, SLACK))
     pixels = 4 * chunk
     others = pixels + pixel_bytes

@@ -21,7 +21,7 @@ class _BFloatType(ir.Type):
         return "bfloat"
 
 
-_BFLOAT = _BFloatType()
+BFLOAT = _BFloatType()
 
 
 def target_has(feature: str) -> bool:
@@ -44,7 +44,7 @@ def rounded(builder: Any, value: Any, with_units: bool) -> Any:
         return ir.Constant(of(_INT), [number] * lanes if lanes else number)
 
     if with_units:
-        return builder.bitcast(builder.fptrunc(value, of(_BFLOAT)), of(_WORD))
+        return builder.bitcast(builder.fptrunc(value, of(BFLOAT)), of(_WORD))
     bits = builder.bitcast(value, of(_INT))
     lowest = builder.and_(builder.lshr(bits, constant(16)), constant(1))
     nearest = builder.add(builder.add(bits, constant(0x7FFF)), lowest)

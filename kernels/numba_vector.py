@@ -11,19 +11,19 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastcifar.kernels.numba_values import rounded, target_has
+from fastcifar.kernels.numba_values import BFLOAT, target_has
 
 _BYTE, _WORD, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _CHANNELS = 3
 PASTED_BYTES = 32  # bytes that paste_bytes looks at
 LANES = 16  # values that one instruction of the widest kind takes; a narrower machine takes several
 CHUNK = 6 * LANES  # a multiple of the three channels and of every vector's length
-_LINE_BYTES = 64
+CACHE_LINE = 64  # bytes
 BLOCK_BYTES = 64  # bytes that copy_block copies
-# So many are reversed at once: where those of the widest vectors can be put in any order these, else the narrowest's.
+# 64 where one instruction can put so many bytes in any order.
 _REVERSED_BYTES = 64 if target_has("avx512vbmi") else 16
 REVERSED_PIXELS = _REVERSED_BYTES // _CHANNELS
-# Reversing pixels reads and writes one byte more than they have.
+# The last pixels of a row are reversed together with what lies before it, and written with that behind them.
 SLACK = _REVERSED_BYTES
 HAS_BFLOAT16_UNITS = target_has("avx512bf16")
 
@@ -316,12 +316,13 @@ def _to_bfloat16(*, lit: bool, quick: bool) -> Any:
         where there are units for bfloat16; elsewhere those at even places, then those at odd ones, whose results need
         no packing: one takes the lower half of 32 bits, the other the upper half.
 
-        A loop of its own, so that scale and shift stay in registers.
+        A loop of its own, so that scale and shift stay in registers where there are enough, as with AVX-512.
         """
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             target, pixels, num_chunks, scale, shift, *light, ahead = arguments
             both = list(range(2 * LANES))
+            halves = both[:LANES], both[LANES:]
             ints, floats = (ir.VectorType(element, 2 * LANES) for element in (_INT, _FLOAT))
 
             def at(pointer: Any, place: Any, element: Any, length: int) -> Any:
@@ -342,13 +343,13 @@ def _to_bfloat16(*, lit: bool, quick: bool) -> Any:
 
             def store(values: Any, place: Any) -> None:
                 if by_units:
-                    words = rounded(builder, values, with_units=True)
+                    words = _joined_by_units(builder, *(_shuffled(builder, values, values, half) for half in halves))
                 else:
-                    bits = _rounded(builder, values, to_even=not quick)
+                    bits = _nearest_bits(builder, values, to_even=not quick)
                     if in_order:
                         words = builder.trunc(builder.lshr(bits, _splat(_INT, 16, 2)), ir.VectorType(_WORD, 2 * LANES))
                     else:
-                        even, odd = (_shuffled(builder, bits, bits, half) for half in (both[:LANES], both[LANES:]))
+                        even, odd = (_shuffled(builder, bits, bits, half) for half in halves)
                         even, odd = builder.lshr(even, _splat(_INT, 16)), builder.and_(odd, _splat(_INT, 0xFFFF0000))
                         words = builder.bitcast(builder.or_(even, odd), ir.VectorType(_WORD, 2 * LANES))
                 builder.store(words, at(target, place, _WORD, 2 * LANES), align=2)
@@ -361,7 +362,7 @@ def _to_bfloat16(*, lit: bool, quick: bool) -> Any:
             brightness, contrast = (spread(scalar) for scalar in light)
             with cgutils.for_range(builder, num_chunks) as loop:
                 start = builder.mul(loop.index, _LONG(CHUNK))
-                for line in range(0, CHUNK, _LINE_BYTES):
+                for line in range(0, CHUNK, CACHE_LINE):
                     _prefetch(builder, builder.gep(ahead, [builder.add(start, _LONG(line))]))
                 for first, factor, summand in zip(firsts, factors, summands, strict=True):
                     place = builder.add(start, first)
@@ -376,7 +377,15 @@ def _to_bfloat16(*, lit: bool, quick: bool) -> Any:
     return convert
 
 
-def _rounded(builder: Any, values: Any, to_even: bool) -> Any:
+def _joined_by_units(builder: Any, low: Any, high: Any) -> Any:
+    """Bits of the bfloat16 nearest to 2 LANES of float32, by the one instruction that takes so many."""
+    result = ir.VectorType(BFLOAT, 2 * LANES)
+    name = "llvm.x86.avx512bf16.cvtne2ps2bf16.512"
+    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [low.type, high.type]), name)
+    return builder.bitcast(builder.call(function, [high, low]), ir.VectorType(_WORD, 2 * LANES))
+
+
+def _nearest_bits(builder: Any, values: Any, to_even: bool) -> Any:
     """Bits of 2 LANES of float32, whose upper halves are those of the nearest bfloat16; of two as near the even one, or
     else the one farther from zero, which takes a quarter of the instructions."""
     bits = builder.bitcast(values, ir.VectorType(_INT, 2 * LANES))

@@ -179,11 +179,13 @@ class Fuser:
         labels: Tensor,
         indices: Tensor,
         epoch: int,
+        mix_labels: Tensor | None = None,
     ) -> Batch:
         """Batch of the images at `rows_n` of the whole set or, where that is None, of images that are the batch's own.
 
-        `labels` and `indices` are those of the batch, int64 [n], on the device. Rows in a tensor on a GPU are not
-        looked at here (`kernels.augment_batch` says why): `open` has checked those that pipelines draw from.
+        `labels` and `indices` are those of the batch, int64 [n], on the device, as are `mix_labels`, of `mixed_with`,
+        where the caller has them. Rows in a tensor on a GPU are not looked at here (`kernels.augment_batch` says why):
+        `open` has checked those that pipelines draw from.
         """
         settings, n = self._settings, len(labels)
         images, mix_weights, _partners = augment_batch(
@@ -198,6 +200,17 @@ class Fuser:
             out=self._buffer if n == len(self._buffer) else self._buffer[:n],
             num_threads=settings.num_threads,
         )
-        # Each image is mixed with the next one, the last with the first.
-        mix_labels = None if mix_weights is None else labels.roll(-1)
+        if mix_weights is None:
+            mix_labels = None
+        elif mix_labels is None:
+            mix_labels = mixed_with(labels, n)
         return Batch(images, labels, mix_labels, mix_weights, indices)
+
+
+def mixed_with(labels: Tensor, batch_size: int) -> Tensor:
+    """Labels of the images that those of an epoch, int64 [n], are mixed with: each with the next one of its batch, the
+    last with the first."""
+    num_whole = len(labels) // batch_size
+    whole, rest = labels[: num_whole * batch_size], labels[num_whole * batch_size :]
+    mixed = whole.view(num_whole, batch_size).roll(-1, dims=1).view(-1)
+    return torch.cat((mixed, rest.roll(-1))) if len(rest) else mixed

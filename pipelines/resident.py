@@ -1,11 +1,12 @@
 """The whole set on the device as uint8, one fused kernel a batch."""
 
 from collections.abc import Generator
+from itertools import repeat
 
 import numpy as np
 import torch
 
-from fastcifar.pipelines.base import Batch, Contents, Fuser, Pipeline, Settings
+from fastcifar.pipelines.base import Batch, Contents, Fuser, Pipeline, Settings, mixed_with
 
 
 class ResidentPipeline(Pipeline):
@@ -35,11 +36,12 @@ class ResidentPipeline(Pipeline):
             # From memory that the system may not move the copy is queued; any other would wait for all that is.
             indices = indices.pin_memory().to(self.device, non_blocking=True)
             labels = self._labels[indices]
-        rows = order if self._on_cpu else indices
-        images, fuser = self._images, self._fuser
-        for start in range(0, len(order), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            yield fuser.fuse(images, rows[batch], labels[batch], indices[batch], epoch)
+        images, fuser, size = self._images, self._fuser, self.batch_size
+        mixed = mixed_with(labels, size).split(size) if self.settings.augmentation.mixes else repeat(None)
+        parts = zip(range(0, len(order), size), labels.split(size), indices.split(size), mixed, strict=False)
+        for start, labels_n, indices_n, mix_labels_n in parts:
+            rows_n = order[start : start + size] if self._on_cpu else indices_n
+            yield fuser.fuse(images, rows_n, labels_n, indices_n, epoch, mix_labels_n)
 
     def _release(self) -> None:
         del self._images, self._fuser

@@ -1,5 +1,7 @@
 """What is drawn: the generator, the distributions, and what they depend on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,6 +72,17 @@ def test_forms_draw_the_same(data):
     }
     reference = draw_plan(augmentation, form="reference", **options)
     for num_threads in (1, 2):
+        compiled = draw_plan(augmentation, form="numba", num_threads=num_threads, **options)
+        assert np.array_equal(compiled.ints_nk, reference.ints_nk)
+        assert np.array_equal(compiled.floats_nk.view(np.int32), reference.floats_nk.view(np.int32))
+
+
+@pytest.mark.parametrize("mix_per", ["batch", "image"])
+def test_threads_share_what_the_reference_draws(mix_per):
+    augmentation = replace(FULL, mix_per=mix_per)
+    options = {"seed": 5, "epoch": 3, "indices_n": np.arange(7000, 2000, -1), "height": 32, "width": 31}
+    reference = draw_plan(augmentation, form="reference", **options)
+    for num_threads in (1, 2, 4):
         compiled = draw_plan(augmentation, form="numba", num_threads=num_threads, **options)
         assert np.array_equal(compiled.ints_nk, reference.ints_nk)
         assert np.array_equal(compiled.floats_nk.view(np.int32), reference.floats_nk.view(np.int32))

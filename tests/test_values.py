@@ -57,11 +57,21 @@ def test_rounding_is_torchs(with_units: bool) -> None:
 def test_code_for_a_cpu_without_units_needs_nothing_else(tmp_path: Path) -> None:
     """LLVM's own conversion would be a call of a function that nobody has: the process would end."""
     code = """
+import numpy as np
 import torch
+from fastcifar.kernels import Augmentation, Normalisation, augment, draw_plan
 from fastcifar.kernels import maps, winograd
 x = torch.randn(2, 8, 4, 4).bfloat16().contiguous(memory_format=torch.channels_last)
 maps.gelu(x, maps.Affine(torch.ones(8), torch.zeros(8)))
 winograd.Convolution.of(x, torch.randn(8, 8, 3, 3).bfloat16(), (1, 1, 1, 1)).output(x)
+images = np.random.default_rng(0).integers(0, 256, (60, 9, 43, 3), dtype=np.uint8)
+for padding_mode in ("reflect", "constant"):
+    augmentation = Augmentation(crop_padding=3, padding_mode=padding_mode, flip="random", cutmix=1.0, mix_per="image")
+    plan = draw_plan(augmentation, seed=0, epoch=0, indices_n=range(60), height=9, width=43)
+    for mean in (0.0, 0.47, -0.5 / 255):  # the last makes ties of all bytes
+        normalisation = Normalisation(mean=(mean,) * 3, std=(1 / 255,) * 3)
+        ours, theirs = (augment(images, plan, normalisation, form=form) for form in ("numba", "reference"))
+        assert torch.equal(ours.view(torch.int16), theirs.view(torch.int16))
 print("done")
 """
     older = {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
