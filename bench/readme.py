@@ -50,6 +50,7 @@ LEFT_OUT = {
 LEGEND = """Bold: ours; italic: a bound of the machine; plain: other loaders (`tensor`, `tensor_batch`: plain PyTorch).
 *of copy* and *of gather*: bytes moved a second as a share of a memory copy's, and images a second as a share of only
 fetching and widening them, both measured in the same run; more than 100 % is possible where a batch stays in the cache.
+Up to revision 2ea3049 the gather asked for no memory ahead: older shares of it are too high (`bench/LOG.md`).
 *of matmul*: the arithmetic of the convolutions as they are defined, by the rate of a matrix product; more than 100 % is
 possible where they take fewer multiplications.
 *cold first batch*: from opening the loader to its first batch, compiling included where nothing was compiled before.
