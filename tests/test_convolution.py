@@ -272,3 +272,24 @@ def test_it_compiles_whole() -> None:
     close(compiled(images), layer(images))
     compiled(images).sum().backward()
     assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("channels", [8, 40, 64])
+def test_steps_from_a_single_pixel_leave_no_gradient_unwritten(channels: int) -> None:
+    """The library would leave all but the middle of the weight's gradient as it found the memory."""
+    torch.manual_seed(0)
+    layer = Conv2d(channels, channels, 3, stride=2, padding=1, bias=False).to(memory_format=torch.channels_last)
+    images = torch.randn(4, channels, 1, 1).contiguous(memory_format=torch.channels_last)
+    for _ in range(5):
+        layer.zero_grad()
+        rubbish = [torch.full_like(layer.weight, torch.nan, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)]
+        del rubbish
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = layer(images)
+        assert output.shape == (4, channels, 1, 1)
+        output.float().sum().backward()
+        assert layer.weight.grad is not None
+        beside = layer.weight.grad.clone()
+        beside[:, :, 1, 1] = 0
+        assert not beside.any()
+        assert layer.weight.grad.isfinite().all()
