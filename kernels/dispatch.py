@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fastcifar.kernels import checks
-from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, Settings, partners, settings_for
+from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, Settings, partners_on, settings_for
 from fastcifar.kernels.settings import Augmentation, Normalisation
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ def draw_plan(
     indices = checks.int64_vector("indices_n", indices_n)
     # A plan is drawn in main memory for every form; augment() takes it to the GPU, augment_batch() draws it there.
     host = host_form(form if form == "reference" else "auto")
-    return _new_plan(host, augmentation, settings, seed, epoch, indices, num_threads)
+    plan = _new_plan(augmentation, settings, len(indices))
+    host.draw(settings, seed, epoch, indices, plan.ints_nk, plan.floats_nk, num_threads)
+    return plan
 
 
 def augment(
@@ -103,8 +105,9 @@ def augment_batch(
     which is drawn; None where that is its row. The rest is as for `augment` and `draw_plan`.
 
     Returns (images [n, 3, h, w], mix_weights float32 [n], partners int64 [n]) on the images' device; the last two are
-    None where no mixing is configured. Raises ValueError, before any memory is touched, on a wrong dtype, layout, size,
-    row, number of indices, seed, epoch, form, number of threads or `out`, and where the settings do not fit the images.
+    None where no mixing is configured, and the partners are shared by batches of a size. Raises ValueError, before any
+    memory is touched, on a wrong dtype, layout, size, row, number of indices, seed, epoch, form, number of threads or
+    `out`, and where the settings do not fit the images.
 
     Rows in a tensor on a GPU are the exception: the kernel itself checks them, and nothing waits for it. The image of a
     row that does not exist comes out as zeros, and the ValueError is raised by `raise_for_bad_rows`, when it is called.
@@ -137,15 +140,11 @@ def augment_batch(
     host = host_form(form)
     host.check_rows(rows, num_images)
     batch = checks.output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
-    plan = _new_plan(host, augmentation, settings, seed, epoch, indices, num_threads)
-    host.augment(images_nhwc, rows, plan, normalisation, batch, num_threads)
+    plan = _new_plan(augmentation, settings, len(indices))
+    host.draw_and_augment(images_nhwc, rows, settings, seed, epoch, indices, plan, normalisation, batch, num_threads)
     if not augmentation.mixes:
         return batch, None, None
-    return (
-        batch,
-        torch.from_numpy(plan.mix_weights_n.copy()),
-        torch.from_numpy(partners(len(rows))),
-    )
+    return batch, torch.from_numpy(plan.mix_weights_n.copy()), partners_on(batch.device, len(rows))
 
 
 def prepare(device: Any) -> None:
@@ -250,6 +249,21 @@ class HostForm(Protocol):
     ) -> None:
         """Write the batch to out, [n, 3, h, w] channels-last."""
 
+    def draw_and_augment(
+        self,
+        images_nhwc: Any,
+        rows_n: np.ndarray,
+        settings: Settings,
+        seed: int,
+        epoch: int,
+        indices_n: np.ndarray,
+        plan: Plan,
+        normalisation: Normalisation,
+        out: "torch.Tensor",
+        num_threads: int | None = None,
+    ) -> None:
+        """Fill the plan's arrays and write the batch to out."""
+
     def epoch_order(self, num_images: int, seed: int, epoch: int) -> np.ndarray:
         """A permutation, int64 [num_images]."""
 
@@ -268,19 +282,10 @@ def host_form(form: str) -> HostForm:
     return numba_cpu
 
 
-def _new_plan(
-    host: HostForm,
-    augmentation: Augmentation,
-    settings: Settings,
-    seed: int,
-    epoch: int,
-    indices_n: np.ndarray,
-    num_threads: int | None,
-) -> Plan:
-    """A plan in new memory, drawn by a host form; the settings are those of the augmentation."""
-    ints = np.empty((len(indices_n), NUM_INTS), dtype=np.int32)
-    floats = np.empty((len(indices_n), NUM_FLOATS), dtype=np.float32)
-    host.draw(settings, seed, epoch, indices_n, ints, floats, num_threads)
+def _new_plan(augmentation: Augmentation, settings: Settings, num_images: int) -> Plan:
+    """A plan in new memory, yet to be filled; the settings are those of the augmentation."""
+    ints = np.empty((num_images, NUM_INTS), dtype=np.int32)
+    floats = np.empty((num_images, NUM_FLOATS), dtype=np.float32)
     return Plan(ints, floats, settings.height, settings.width, augmentation.padding_mode)
 
 

@@ -8,7 +8,6 @@ where that cannot be written, or in NUMBA_CACHE_DIR.
 
 import ctypes
 import threading
-from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,24 +42,30 @@ def draw(
     int32 [n, 11] and float32 [n, 6], contiguous, written. num_threads: at most this many; None takes
     torch.get_num_threads(). Raises ValueError where it is less than 1.
     """
+    # Held by its name until the call ends.
     kept = _settings_in_memory(settings)
-    numbers, amounts, cutmix_table, mixup_table = kept.addresses
+    drawing = _drawing(kept, seed, epoch, address(indices_n), address(ints), address(floats))
+    # To wake a thread takes as long as to draw for some hundreds of images.
+    num_tasks = num_tasks_for(len(indices_n) // _DRAWN_PER_TASK, num_threads)
+    share_out(numba_draw.draw, len(indices_n), drawing, num_tasks)
+
+
+def _drawing(settings: "_InMemory", seed: int, epoch: int, indices: int, ints: int, floats: int) -> numba_draw.Drawing:
+    """What is drawn by; `indices`, `ints` and `floats` are addresses."""
+    numbers, amounts, cutmix_table, mixup_table = settings.addresses
     seed = int(seed)  # an unsigned one of NumPy has no negative
-    drawing = numba_draw.Drawing(
+    return numba_draw.Drawing(
         # The bits of the seed, which may be 64.
         seed=seed if seed < 1 << 63 else seed - (1 << 64),
         epoch=epoch,
-        indices=address(indices_n),
+        indices=indices,
         settings=numbers,
         amounts=amounts,
         cutmix_table=cutmix_table,
         mixup_table=mixup_table,
-        ints=address(ints),
-        floats=address(floats),
+        ints=ints,
+        floats=floats,
     )
-    # To wake a thread takes as long as to draw for some hundreds of images.
-    num_tasks = num_tasks_for(len(indices_n) // _DRAWN_PER_TASK, num_threads)
-    share_out(numba_draw.draw, len(indices_n), drawing, num_tasks)
 
 
 class _InMemory(NamedTuple):
@@ -113,40 +118,84 @@ def augment(
     images_nhwc: uint8 [N, h, w, 3], array or tensor on the host; rows_n: int64 [n], contiguous; plan: for n images of
     h x w pixels; out: [n, 3, h, w] of a dtype of plan.DTYPES, channels-last. num_threads: as for draw().
     """
+    places = address(rows_n), address(plan.ints_nk), address(plan.floats_nk)
+    _augment(images_nhwc, len(rows_n), places, (), plan.padding_mode, normalisation, out, num_threads)
+
+
+def draw_and_augment(
+    images_nhwc: Any,
+    rows_n: np.ndarray,
+    settings: Settings,
+    seed: int,
+    epoch: int,
+    indices_n: np.ndarray,
+    plan: Plan,
+    normalisation: Normalisation,
+    out: "torch.Tensor",
+    num_threads: int | None = None,
+) -> None:
+    """Fill the plan's arrays as draw() does, and write the batch to out as augment() does, in one parallel loop."""
+    # Held by its name until the call ends.
+    kept = _settings_in_memory(settings)
+    places = rows, ints, floats = address(rows_n), address(plan.ints_nk), address(plan.floats_nk)
+    indices = rows if indices_n is rows_n else address(indices_n)
+    drawing = _drawing(kept, seed, epoch, indices, ints, floats)
+    _augment(images_nhwc, len(rows_n), places, drawing, plan.padding_mode, normalisation, out, num_threads)
+
+
+def _augment(
+    images_nhwc: Any,
+    num_images: int,
+    places: tuple[int, int, int],
+    drawing: tuple[int, ...],
+    padding_mode: str,
+    normalisation: Normalisation,
+    out: "torch.Tensor",
+    num_threads: int | None,
+) -> None:
+    """Write the batch to out. places: where the rows and the plan's arrays are; drawing: by what these are to be filled
+    before, nothing where they are already."""
+    rows, ints, floats = places
     _, height, width, _ = images_nhwc.shape
-    num_tasks = num_tasks_for(len(rows_n), num_threads)
+    num_tasks = num_tasks_for(num_images, num_threads)
     task_bytes = _scratch_bytes(height, width)
     # Held by its name until the call ends, as is what lies at the other addresses.
     _memory, scratch = _scratch(num_tasks * task_bytes)
     kept = _normalisation_in_memory(normalisation)
     scale, shift = kept.addresses
     batch = numba_pixels.Batch(
-        num_images=len(rows_n),
+        num_images=num_images,
         height=height,
         width=width,
-        reflect=is_reflect(plan.padding_mode),
+        reflect=is_reflect(padding_mode),
         kind=checks.kind_of(out.dtype),
         images=address(images_nhwc),
-        rows=address(rows_n),
-        ints=address(plan.ints_nk),
-        floats=address(plan.floats_nk),
+        rows=rows,
+        ints=ints,
+        floats=floats,
         scale=scale,
         shift=shift,
         scratch=scratch,
         scratch_bytes=task_bytes,
         out=out.data_ptr(),
+        is_drawn=not drawing,
     )
-    share_out(numba_pixels.augment, len(rows_n), batch, num_tasks)
+    share_out(numba_pixels.augment, num_images, (*batch, *drawing), num_tasks)
+
+
+_address_of, _char_at = ctypes.addressof, ctypes.c_char.from_buffer
 
 
 def address(values: Any) -> int:
     """Where the memory of an array or of a tensor on the host begins."""
     if not isinstance(values, np.ndarray):
         return values.data_ptr()
-    if values.flags.writeable and values.size:
+    if values.flags.writeable:
         # The other way takes a microsecond, and a batch needs several: hundredths of its time.
-        with suppress(TypeError):
-            return ctypes.addressof(ctypes.c_char.from_buffer(values))  # type: ignore[arg-type]
+        try:
+            return _address_of(_char_at(values))  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            pass  # a view of what is read-only, or of no memory at all
     return values.__array_interface__["data"][0]
 
 

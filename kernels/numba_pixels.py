@@ -10,9 +10,11 @@ Arguments are pointers, named as the arrays would be; `place` and `task` are tho
 from collections import namedtuple
 
 import numpy as np
+from numba import types
 
 from fastcifar.kernels.numba_cast import blend, normalise, normalise_plane, to_float32, to_words
 from fastcifar.kernels.numba_colour import saturate, turn_hue
+from fastcifar.kernels.numba_draw import drawing_at, fill_plan
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_rows import fill_texture, move_rows, rotate_rows
 from fastcifar.kernels.numba_share import reader, shared
@@ -30,6 +32,7 @@ from fastcifar.kernels.numba_vector import (
     moved,
     paste_bytes,
     prefetch,
+    room_for,
     split_pixels,
     words_in,
 )
@@ -48,6 +51,19 @@ from fastcifar.kernels.plan import (
 )
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
+
+# How many images later the memory that is asked for now is worked on. A partner is needed one image before its turn, so
+# that with 2 it would not be there yet.
+_AHEAD = 3
+
+Shown = namedtuple("Shown", "image ints floats")
+"""An image, and its rows of the plan's arrays: what is done to it."""
+
+Bands = namedtuple("Bands", "is_moved pixels others")
+"""Buffers for a band of an image and of its partner, and whether the image, whole and moved, lies in the first already.
+
+It does where it was kept when it was the partner of the image before: so each is moved once.
+"""
 
 
 @compiled
@@ -88,65 +104,81 @@ def _paste(source, target, num_rows, x0, x1, width):
 
 
 @compiled
-def _by_bytes(place, task, image, partner, ints, partner_ints, floats, kind, ahead, out16, out32):
-    """Write an image, perhaps with a box of its partner, whose bytes are the source's own and whose light is one."""
+def _by_bytes(place, task, bands, own, partner, kind, ahead, out16, out32):
+    """Write an image, perhaps with a box of its partner, whose bytes are the source's own and whose light is one.
+
+    Returns whether the partner, whole and moved, lies in the second of the bands.
+    """
     height, width, reflect, num_rows = place
-    y0, x0, y1, x1 = box = _box(ints, CUTMIX)
+    y0, x0, y1, x1 = box = _box(own.ints, CUTMIX)
+    is_whole = height <= num_rows
+    has_box = y0 < y1 and x0 < x1
     for top in range(0, height, num_rows):
         low = min(top + num_rows, height)
-        move_rows(image, top, low, ints, height, width, reflect, task.unflipped, task.pixels)
+        if not bands.is_moved:
+            move_rows(own.image, top, low, own.ints, height, width, reflect, task.unflipped, bands.pixels)
         box_top, box_low = max(top, y0), min(low, y1)
-        if box_top < box_low and x0 < x1:
-            move_rows(partner, box_top, box_low, partner_ints, height, width, reflect, task.unflipped, task.others)
-            _paste(task.others, moved(task.pixels, 3 * (box_top - top) * width), box_low - box_top, x0, x1, width)
+        if has_box and box_top < box_low:
+            # Whole where it can be kept: the partner's turn is next.
+            first, last = (top, low) if is_whole else (box_top, box_low)
+            move_rows(partner.image, first, last, partner.ints, height, width, reflect, task.unflipped, bands.others)
+            box_rows = moved(bands.others, 3 * (box_top - first) * width)
+            _paste(box_rows, moved(bands.pixels, 3 * (box_top - top) * width), box_low - box_top, x0, x1, width)
         count = 3 * (low - top) * width
         normalise(
-            task.pixels,
+            bands.pixels,
             count,
             task.scale,
             task.shift,
             task.scale_pairs,
             task.shift_pairs,
             task.quick,
-            floats[BRIGHTNESS],
-            floats[CONTRAST],
+            own.floats[BRIGHTNESS],
+            own.floats[CONTRAST],
             kind,
             moved(ahead, 3 * top * width),
             out16,
             out32,
         )
         if kind == FLOAT32:
-            _erase(ints, box, False, top, low, width, out32, _ZERO)
-            _erase(partner_ints, box, True, top, low, width, out32, _ZERO)
+            _erase(own.ints, box, False, top, low, width, out32, _ZERO)
+            _erase(partner.ints, box, True, top, low, width, out32, _ZERO)
         else:
-            _erase(ints, box, False, top, low, width, out16, np.uint16(0))
-            _erase(partner_ints, box, True, top, low, width, out16, np.uint16(0))
+            _erase(own.ints, box, False, top, low, width, out16, np.uint16(0))
+            _erase(partner.ints, box, True, top, low, width, out16, np.uint16(0))
         out16, out32 = moved(out16, count), moved(out32, count)
+    return is_whole and has_box
 
 
 @compiled
-def _by_blend(place, task, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32):
-    """Write the mean of two images whose bytes are the source's own and of which nothing is cut out."""
+def _by_blend(place, task, bands, own, partner, kind, ahead, out16, out32):
+    """Write the mean of two images whose bytes are the source's own and of which nothing is cut out.
+
+    Returns whether the partner, whole and moved, lies in the second of the bands.
+    """
     height, width, reflect, num_rows = place
     for top in range(0, height, num_rows):
         low = min(top + num_rows, height)
-        move_rows(image, top, low, ints, height, width, reflect, task.unflipped, task.pixels)
-        move_rows(partner, top, low, partner_ints, height, width, reflect, task.unflipped, task.others)
+        if not bands.is_moved:
+            move_rows(own.image, top, low, own.ints, height, width, reflect, task.unflipped, bands.pixels)
+        move_rows(partner.image, top, low, partner.ints, height, width, reflect, task.unflipped, bands.others)
         count = 3 * (low - top) * width
         # The planes are long enough for pixels as well.
         values, others, next_ahead = task.planes.reds, task.other_planes.reds, moved(ahead, 3 * top * width)
-        brightness, contrast = floats[BRIGHTNESS], floats[CONTRAST]
-        to_float32(task.pixels, count, task.scale, task.shift, brightness, contrast, next_ahead, values)
-        brightness, contrast = partner_floats[BRIGHTNESS], partner_floats[CONTRAST]
-        to_float32(task.others, count, task.scale, task.shift, brightness, contrast, next_ahead, others)
-        blend(values, others, count, floats[WEIGHT], kind, out16, out32)
+        brightness, contrast = own.floats[BRIGHTNESS], own.floats[CONTRAST]
+        to_float32(bands.pixels, count, task.scale, task.shift, brightness, contrast, next_ahead, values)
+        brightness, contrast = partner.floats[BRIGHTNESS], partner.floats[CONTRAST]
+        to_float32(bands.others, count, task.scale, task.shift, brightness, contrast, next_ahead, others)
+        blend(values, others, count, own.floats[WEIGHT], kind, out16, out32)
         out16, out32 = moved(out16, count), moved(out32, count)
+    return height <= num_rows
 
 
 @compiled
-def _fill_planes(place, task, image, texture, top, low, ints, floats, planes):
+def _fill_planes(place, task, shown, texture, top, low, planes):
     """Write rows top..low-1 of an image, all but mixed, to planes, float32 [(low - top) w + LANES]."""
     height, width, reflect, _num_rows = place
+    image, ints, floats = shown
     reds, greens, blues = planes
     num_pixels = (low - top) * width
     if floats[ROTATION] != _ZERO:
@@ -194,32 +226,30 @@ def _join_planes(task, num_pixels, kind, out16, out32):
 
 
 @compiled
-def _by_planes(place, task, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32):
+def _by_planes(place, task, own, partner, kind, ahead, out16, out32):
     """Write any image, by bands of float32, a plane for each colour."""
     height, width, _reflect, num_rows = place
-    y0, x0, y1, x1 = _box(ints, CUTMIX)
+    y0, x0, y1, x1 = _box(own.ints, CUTMIX)
     has_box = y0 < y1 and x0 < x1
-    weight = floats[WEIGHT]
+    weight = own.floats[WEIGHT]
     rest = _ONE - weight
     blended = not has_box and weight < _ONE
-    if floats[ROTATION] != _ZERO:
-        fill_texture(image, height, width, task.texture)
-    if partner_floats[ROTATION] != _ZERO and (has_box or blended):
-        fill_texture(partner, height, width, task.other_texture)
+    if own.floats[ROTATION] != _ZERO:
+        fill_texture(own.image, height, width, task.texture)
+    if partner.floats[ROTATION] != _ZERO and (has_box or blended):
+        fill_texture(partner.image, height, width, task.other_texture)
     for top in range(0, height, num_rows):
         low = min(top + num_rows, height)
         count = (low - top) * width
         for at in range(3 * top * width, 3 * low * width, CACHE_LINE):
             prefetch(moved(ahead, at))
-        _fill_planes(place, task, image, task.texture, top, low, ints, floats, task.planes)
+        _fill_planes(place, task, own, task.texture, top, low, task.planes)
         # Of the partner only those rows are made that are shown.
         first, last = top, low
         if not blended:
             first, last = max(top, y0), min(low, y1) if has_box else top
         if first < last:
-            _fill_planes(
-                place, task, partner, task.other_texture, first, last, partner_ints, partner_floats, task.other_planes
-            )
+            _fill_planes(place, task, partner, task.other_texture, first, last, task.other_planes)
         for channel in range(3):
             plane, other = task.planes[channel], task.other_planes[channel]
             if blended:
@@ -235,77 +265,94 @@ def _by_planes(place, task, image, partner, ints, partner_ints, floats, partner_
 
 
 @compiled
-def _is_by_bytes(ints, floats, partner_floats):
+def _is_by_bytes(own, partner):
     """Whether an image can be assembled, perhaps with its partner, before it is normalised."""
-    y0, x0, y1, x1 = _box(ints, CUTMIX)
+    y0, x0, y1, x1 = _box(own.ints, CUTMIX)
     if y0 < y1 and x0 < x1:
         return (
-            _is_plain(floats)
-            and _is_plain(partner_floats)
-            and floats[BRIGHTNESS] == partner_floats[BRIGHTNESS]
-            and floats[CONTRAST] == partner_floats[CONTRAST]
+            _is_plain(own.floats)
+            and _is_plain(partner.floats)
+            and own.floats[BRIGHTNESS] == partner.floats[BRIGHTNESS]
+            and own.floats[CONTRAST] == partner.floats[CONTRAST]
         )
-    return _is_plain(floats) and floats[WEIGHT] >= _ONE
+    return _is_plain(own.floats) and own.floats[WEIGHT] >= _ONE
 
 
 @compiled
-def _is_by_blend(ints, partner_ints, floats, partner_floats):
+def _is_by_blend(own, partner):
     """Whether an image is a mean of two, and each is all there."""
-    y0, x0, y1, x1 = _box(ints, CUTMIX)
-    _, _, cut_low, _ = _box(ints, CUTOUT)
-    _, _, partner_cut_low, _ = _box(partner_ints, CUTOUT)
+    y0, x0, y1, x1 = _box(own.ints, CUTMIX)
+    _, _, cut_low, _ = _box(own.ints, CUTOUT)
+    _, _, partner_cut_low, _ = _box(partner.ints, CUTOUT)
     return (
         (y0 >= y1 or x0 >= x1)
-        and floats[WEIGHT] < _ONE
-        and _is_plain(floats)
-        and _is_plain(partner_floats)
+        and own.floats[WEIGHT] < _ONE
+        and _is_plain(own.floats)
+        and _is_plain(partner.floats)
         and cut_low == 0
         and partner_cut_low == 0
     )
 
 
 Batch = namedtuple(
-    "Batch", "num_images height width reflect kind images rows ints floats scale shift scratch scratch_bytes out"
+    "Batch",
+    "num_images height width reflect kind images rows ints floats scale shift scratch scratch_bytes out is_drawn",
 )
 """What `augment` takes: sizes, whether images are extended by reflection, the kind of output, and addresses.
 
 Of the images, uint8 [N, 3 h w]; of the rows that the batch shows, int64 [num_images]; of the plan's arrays; of scale
-and shift, float32 [3]; of the tasks' scratch memory, so many bytes each; and of the output, [num_images, 3 h w].
+and shift, float32 [3]; of the tasks' scratch memory, so many bytes each; and of the output, [num_images, 3 h w]. Last,
+whether the plan has been drawn; if not, the Drawing by which it is to be follows.
 """
 _batch = reader(Batch)
+NUM_BATCH_NUMBERS = len(Batch._fields)
+_ints, _floats = room_for(types.int32, NUM_INTS), room_for(types.float32, NUM_FLOATS)
 
 
 @shared
 def augment(numbers, task, first, last):
-    """Write images first..last-1 of a batch. numbers: a Batch."""
+    """Write images first..last-1 of a batch. numbers: a Batch, and perhaps a Drawing."""
     if first == last:
         return
     batch = _batch(numbers)
     num_images, height, width, kind = batch.num_images, batch.height, batch.width, batch.kind
     source, rows, num_values = bytes_at(batch.images), longs_at(batch.rows), 3 * height * width
     all_ints, all_floats = ints_at(batch.ints), floats_at(batch.floats)
-    rotates = False
-    for i in range(first, last + 1):
-        rotates |= all_floats[(i if i < num_images else 0) * NUM_FLOATS + ROTATION] != _ZERO
+    j = last if last < num_images else 0
+    last_ints, last_floats = moved(all_ints, j * NUM_INTS), moved(all_floats, j * NUM_FLOATS)
+    if batch.is_drawn == 0:
+        drawing = drawing_at(moved(numbers, NUM_BATCH_NUMBERS))
+        fill_plan(drawing, first, last, moved(all_ints, first * NUM_INTS), moved(all_floats, first * NUM_FLOATS))
+        if not first <= j < last:
+            # Another task fills that row, and may not have come to it.
+            last_ints, last_floats = _ints(), _floats()
+            fill_plan(drawing, j, j + 1, last_ints, last_floats)
+    rotates = last_floats[ROTATION] != _ZERO
+    for i in range(first, last):
+        rotates |= all_floats[i * NUM_FLOATS + ROTATION] != _ZERO
     place = Place(height, width, batch.reflect != 0, BAND_PIXELS // width)
     scratch = moved(bytes_at(batch.scratch), task * batch.scratch_bytes)
     ours = prepare(place, scratch, floats_at(batch.scale), floats_at(batch.shift), rotates)
     value_bytes = 4 if kind == FLOAT32 else 2
+    bands = Bands(False, ours.pixels, ours.others)
     for i in range(first, last):
         j = i + 1 if i + 1 < num_images else 0
-        image, partner = moved(source, rows[i] * num_values), moved(source, rows[j] * num_values)
-        ahead = moved(source, rows[i + 2 if i + 2 < num_images else 0] * num_values)
-        ints, partner_ints = moved(all_ints, i * NUM_INTS), moved(all_ints, j * NUM_INTS)
-        floats, partner_floats = moved(all_floats, i * NUM_FLOATS), moved(all_floats, j * NUM_FLOATS)
+        later = i + _AHEAD if i + _AHEAD < num_images else 0
+        partner_ints, partner_floats = moved(all_ints, j * NUM_INTS), moved(all_floats, j * NUM_FLOATS)
+        if i + 1 == last:
+            partner_ints, partner_floats = last_ints, last_floats
+        own = Shown(
+            moved(source, rows[i] * num_values), moved(all_ints, i * NUM_INTS), moved(all_floats, i * NUM_FLOATS)
+        )
+        partner = Shown(moved(source, rows[j] * num_values), partner_ints, partner_floats)
+        ahead = moved(source, rows[later] * num_values)
         target = moved(bytes_at(batch.out), i * num_values * value_bytes)
         out16, out32 = words_in(target, 0), floats_in(target, 0)
-        if _is_by_bytes(ints, floats, partner_floats):
-            _by_bytes(place, ours, image, partner, ints, partner_ints, floats, kind, ahead, out16, out32)
-        elif _is_by_blend(ints, partner_ints, floats, partner_floats):
-            _by_blend(
-                place, ours, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32
-            )
+        keeps = False
+        if _is_by_bytes(own, partner):
+            keeps = _by_bytes(place, ours, bands, own, partner, kind, ahead, out16, out32)
+        elif _is_by_blend(own, partner):
+            keeps = _by_blend(place, ours, bands, own, partner, kind, ahead, out16, out32)
         else:
-            _by_planes(
-                place, ours, image, partner, ints, partner_ints, floats, partner_floats, kind, ahead, out16, out32
-            )
+            _by_planes(place, ours, own, partner, kind, ahead, out16, out32)
+        bands = Bands(keeps, bands.others, bands.pixels)

@@ -4,8 +4,8 @@ Also what else the forms must agree on: places of settings, kinds of output.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -127,11 +127,15 @@ def partners(num_images: int) -> np.ndarray:
     return partners_n
 
 
-def partners_on(device: Any, num_images: int) -> "torch.Tensor":
-    """As partners, a tensor on the device."""
+@cache
+def partners_on(device: "torch.device", num_images: int) -> "torch.Tensor":
+    """As partners, a tensor on the device, which batches of this size share; kept for good.
+
+    A captured CUDA graph may go on reading it.
+    """
     import torch
 
-    return torch.arange(1, num_images + 1, device=device) % max(num_images, 1)
+    return torch.from_numpy(partners(num_images)).to(device)
 
 
 class Settings(NamedTuple):

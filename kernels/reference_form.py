@@ -37,6 +37,23 @@ def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: i
     checks.check_plan_numbers(plan)
 
 
+def draw_and_augment(
+    images_nhwc: Any,
+    rows_n: np.ndarray,
+    settings: Settings,
+    seed: int,
+    epoch: int,
+    indices_n: np.ndarray,
+    plan: Plan,
+    normalisation: Normalisation,
+    out: "torch.Tensor",
+    num_threads: int | None = None,
+) -> None:
+    """Fill the plan's arrays, and write the batch to out."""
+    draw(settings, seed, epoch, indices_n, plan.ints_nk, plan.floats_nk)
+    augment(images_nhwc, rows_n, plan, normalisation, out)
+
+
 def augment(
     images_nhwc: Any,
     rows_n: np.ndarray,

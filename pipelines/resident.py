@@ -1,12 +1,16 @@
 """The whole set on the device as uint8, one fused kernel a batch."""
 
-from collections.abc import Generator
-from itertools import repeat
+from collections.abc import Generator, Iterable
+from itertools import islice, repeat
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastcifar.pipelines.base import Batch, Contents, Fuser, Pipeline, Settings, mixed_with
+
+_Part = tuple[np.ndarray | Tensor, Tensor, Tensor, Tensor | None]
+"""A batch's rows and, as tensors on the device, its indices, labels and labels of partners, int64 [n] each."""
 
 
 class ResidentPipeline(Pipeline):
@@ -20,28 +24,67 @@ class ResidentPipeline(Pipeline):
 
     def __init__(self, settings: Settings, contents: Contents, images_nhwc: np.ndarray, labels_n: np.ndarray) -> None:
         super().__init__(settings, contents)
-        self._on_cpu = settings.device.type == "cpu"
-        self._images = images_nhwc if self._on_cpu else torch.tensor(images_nhwc, device=settings.device)
-        self._labels = torch.tensor(labels_n, dtype=torch.int64, device=settings.device)
         self._fuser = Fuser(settings, contents)
+        self._parts: _PartsInMemory | _PartsOnGpu
+        if settings.device.type == "cpu":
+            self._images: np.ndarray | Tensor = images_nhwc
+            num_shown = min(self.num_images, self.steps_per_epoch * self.batch_size)
+            self._parts = _PartsInMemory(labels_n, num_shown, settings)
+        else:
+            self._images = torch.tensor(images_nhwc, device=settings.device)
+            self._parts = _PartsOnGpu(labels_n, settings)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
-        # Order and labels are laid out once an epoch; a batch's are views.
-        order = self.order(epoch)[first_step * self.batch_size :].copy()
-        indices = torch.from_numpy(order)
-        if self._on_cpu:
-            # By NumPy: torch would wait for a second thread.
-            labels = torch.from_numpy(self._labels.numpy()[order])
-        else:
-            # From memory that the system may not move the copy is queued; any other would wait for all that is.
-            indices = indices.pin_memory().to(self.device, non_blocking=True)
-            labels = self._labels[indices]
-        images, fuser, size = self._images, self._fuser, self.batch_size
-        mixed = mixed_with(labels, size).split(size) if self.settings.augmentation.mixes else repeat(None)
-        parts = zip(range(0, len(order), size), labels.split(size), indices.split(size), mixed, strict=False)
-        for start, labels_n, indices_n, mix_labels_n in parts:
-            rows_n = order[start : start + size] if self._on_cpu else indices_n
+        images, fuser = self._images, self._fuser
+        for rows_n, indices_n, labels_n, mix_labels_n in islice(self._parts.of(self.order(epoch)), first_step, None):
             yield fuser.fuse(images, rows_n, labels_n, indices_n, epoch, mix_labels_n)
 
     def _release(self) -> None:
-        del self._images, self._fuser
+        del self._images, self._fuser, self._parts
+
+
+class _PartsInMemory:
+    """Rows and labels of an epoch's batches, laid out once an epoch in memory that all epochs share.
+
+    By NumPy: torch would wait for a second thread. New memory would take longer to be had than to be filled.
+    """
+
+    def __init__(self, labels_n: np.ndarray, num_images: int, settings: Settings) -> None:
+        size = settings.batch_size
+        self._all_labels = labels_n.astype(np.int64)
+        self._order, self._labels, self._mix_labels = (np.empty(num_images, np.int64) for _ in range(3))
+        self._partners = mixed_with(torch.arange(num_images), size).numpy()
+        self._mixes = settings.augmentation.mixes
+        indices, labels, mix_labels = (
+            torch.from_numpy(values).split(size) for values in (self._order, self._labels, self._mix_labels)
+        )
+        rows = [self._order[start : start + size] for start in range(0, num_images, size)]
+        self._parts = list(zip(rows, indices, labels, mix_labels if self._mixes else repeat(None), strict=False))
+
+    def of(self, order: np.ndarray) -> Iterable[_Part]:
+        """The batches of an epoch in this order, int64 [num_images]; valid until the next one's are asked for."""
+        self._order[:] = order
+        # All are rows: without "clip" NumPy would write to new memory first, lest one be none.
+        np.take(self._all_labels, order, out=self._labels, mode="clip")
+        if self._mixes:
+            np.take(self._labels, self._partners, out=self._mix_labels, mode="clip")
+        return self._parts
+
+
+class _PartsOnGpu:
+    """Rows and labels of an epoch's batches, on the GPU."""
+
+    def __init__(self, labels_n: np.ndarray, settings: Settings) -> None:
+        self._settings = settings
+        self._all_labels = torch.tensor(labels_n, dtype=torch.int64, device=settings.device)
+
+    def of(self, order: np.ndarray) -> Iterable[_Part]:
+        """The batches of an epoch in this order, int64 [n]."""
+        size = self._settings.batch_size
+        # From memory that the system may not move the copy is queued; any other would wait for all that is.
+        indices = torch.tensor(order).pin_memory().to(self._settings.device, non_blocking=True)
+        labels = self._all_labels[indices]
+        mixes = self._settings.augmentation.mixes
+        mix_labels = mixed_with(labels, size).split(size) if mixes else repeat(None)
+        parts = indices.split(size)
+        return zip(parts, parts, labels.split(size), mix_labels, strict=False)

@@ -1,6 +1,7 @@
 """The forms of the kernels against each other, and the reference against other libraries."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -59,6 +60,27 @@ def test_forms_agree_at_any_size(height, width):
     for changed in (augmentation, Augmentation(crop_padding=padding, flip="random", cutmix=1.0, mixup=1.0)):
         expected = augment_batch(images, [2, 0, 1], changed, CIFAR, seed=3, epoch=1, form="reference")[0]
         assert same_bits(augment_batch(images, [2, 0, 1], changed, CIFAR, seed=3, epoch=1, form="numba")[0], expected)
+
+
+@pytest.mark.parametrize("side", [8, 40])
+@pytest.mark.parametrize("mix_per", ["image", "batch"])
+def test_a_batch_of_many_images_shared_among_threads_is_the_same(side, mix_per):
+    """Each thread draws its own images, and by itself the partner of its last one; each image is moved once for both."""
+    num_images = 150  # more than are drawn at once, for each of two threads
+    images, rows = pictures(num_images, side, side), np.arange(num_images)[::-1].copy()
+    augmentation = Augmentation(
+        crop_padding=2, flip="random", cutout=3, cutmix=1.0, mixup=1.0, mix_switch=0.7, mix_per=mix_per
+    )
+    for changed in (augmentation, replace(augmentation, cutout=0), replace(augmentation, brightness=0.2, rotation=9)):
+        options = {"seed": 4, "epoch": 3, "dtype": "bfloat16"}
+        expected, weights, _ = augment_batch(images, rows, changed, CIFAR, form="reference", **options)
+        plan = draw_plan(changed, seed=4, epoch=3, indices_n=rows, height=side, width=side, form="reference")
+        assert 0 < np.count_nonzero(plan.cutmix_boxes_n4[:, 2]) < num_images or mix_per == "batch"
+        for num_threads in (1, 2):
+            got, got_weights, _ = augment_batch(images, rows, changed, CIFAR, num_threads=num_threads, **options)
+            assert same_bits(got, expected)
+            assert torch.equal(got_weights, weights)
+            assert same_bits(augment(images, plan, CIFAR, rows_n=rows, num_threads=num_threads), expected)
 
 
 def test_augment_batch_is_draw_plan_and_augment():

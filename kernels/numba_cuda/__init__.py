@@ -22,7 +22,7 @@ from fastcifar.kernels.plan import (
     Plan,
     beta_tables,
     is_reflect,
-    partners,
+    partners_on,
     settings_for,
 )
 from fastcifar.kernels.settings import Augmentation, Normalisation
@@ -95,7 +95,7 @@ def augment_batch(
     batch, weights = _launch(images_nhwc, rows, indices, *nothing, settings, int(seed), int(epoch), dtype, out)
     if not augmentation.mixes:
         return batch, None, None
-    return batch, weights, _partners(device, len(rows))
+    return batch, weights, partners_on(device, len(rows))
 
 
 def raise_for_bad_rows(device: Any) -> None:
@@ -170,14 +170,6 @@ def _bad_rows(device: Any) -> "torch.Tensor":
 def _stream(device: Any, pointer: int) -> Any:
     """Numba's name for torch's stream: Numba prepares a launch anew for every stream object that it has not seen."""
     return cuda.external_stream(pointer)
-
-
-@cache
-def _partners(device: Any, num_images: int) -> "torch.Tensor":
-    """plan.partners on the device, so that a batch takes one launch alone."""
-    import torch
-
-    return torch.from_numpy(partners(num_images)).to(device)
 
 
 @cache
