@@ -1,10 +1,10 @@
-"""The README's tables, written from the result files and the records between pairs of HTML comments."""
+"""The tables of Markdown files, written from the result files and the records between pairs of HTML comments."""
 
 import json
 import os
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,24 @@ LEFT_OUT = {
 }
 
 
+# The figures that a summary shows: what they are of, bench, contestant, task, values.
+_MIXED, _CONVERTED = "crop_flip_cutmix.bf16", "copies1"
+SUMMARY = (
+    ("crop, flip, CutMix to bfloat16: `resident`", "loaders", "resident", _MIXED, ("images_s", "over_best_peer")),
+    ("`ffcv`", "loaders", "ffcv", _MIXED, ("images_s",)),
+    ("`dali`", "loaders", "dali", _MIXED, ("images_s",)),
+    ("torchvision's DataLoader", "loaders", "torchvision", _MIXED, ("images_s",)),
+    ("the fused kernel alone", "kernels", "numba", _MIXED, ("images_s", "share_of_gather")),
+    ("the kernel with rotation and colour", "kernels", "numba", "rotation_jitter.bf16", ("images_s",)),
+    ("60,000 images to `.npy`", "convert", "npy", _CONVERTED, ("seconds",)),
+    ("to FFCV's `.beton`", "convert", "ffcv", _CONVERTED, ("seconds",)),
+    ("to DALI's TFRecords", "convert", "dali", _CONVERTED, ("seconds",)),
+    ("start of a process to its first batch", "start", "resident", "first_batch", ("seconds", "over_import_torch_s")),
+    ("training step of `speedrun`, bfloat16", "step", "eager", "step.bf16", ("images_s",)),
+    ("training step of `speedrun`, float32", "step", "eager", "step.fp32", ("images_s",)),
+)
+
+
 LEGEND = """Bold: ours; italic: a bound of the machine; plain: other loaders (`tensor`, `tensor_batch`: plain PyTorch).
 *of copy* and *of gather*: bytes moved a second as a share of a memory copy's, and images a second as a share of only
 fetching and widening them, both measured in the same run; more than 100 % is possible where a batch stays in the cache.
@@ -57,23 +75,58 @@ possible where they take fewer multiplications.
 *x linear*: the time, by that of one copy times the copies."""
 
 
-def measurements(folder: Path, base: Path) -> str:
-    """Markdown of the newest result file of every measurement and device in `folder`; files are named from `base`."""
-    paths = newest(folder)
-    results = [(read_csv(path), path) for path in paths]
+def _newest_results(folder: Path) -> list[tuple[Result, Path]]:
+    """The newest result file of every measurement and device in a folder, by device."""
+    results = [(read_csv(path), path) for path in newest(folder)]
     order = {bench: place for place, bench in enumerate(COLUMNS)}
     results = [pair for pair in results if pair[0].bench in order]
-    results.sort(key=lambda pair: (pair[0].about["device"], order[pair[0].bench]))
+    return sorted(results, key=lambda pair: (pair[0].about["device"], order[pair[0].bench]))
+
+
+def summary(folder: Path) -> str:
+    """Markdown of a table of the newest results in `folder`: a column for each device, a line for each of SUMMARY."""
+    results = [result for result, _ in _newest_results(folder)]
+    devices = list(dict.fromkeys(result.about["device"] for result in results))
+    if not devices:
+        return "Nothing was measured yet."
+    rows = {
+        (result.about["device"], result.bench, row.contestant, row.task): row
+        for result in results
+        for row in result.rows
+    }
+    lines = [f"| | {' | '.join(devices)} |", f"|---|{'---:|' * len(devices)}"]
+    for what, bench, contestant, task, values in SUMMARY:
+        found = [rows.get((device, bench, contestant, task)) for device in devices]
+        if any(found):
+            lines.append(f"| {what} | {' | '.join(_in_words(row, values) for row in found)} |")
+    return "\n".join(lines)
+
+
+def _in_words(row: Row | None, values: Sequence[str]) -> str:
+    """Figures with what they are of, for a table without headings."""
+    if row is None:
+        return ""
+    units = {"seconds": "s", "over_import_torch_s": "s less torch's import"}
+    there = [value for value in values if value in row.values]
+    return ", ".join(
+        f"{figures.number(value, row.values[value])} {units.get(value, figures.heading(value).removeprefix('x '))}"
+        for value in there
+    )
+
+
+def measurements(folder: Path, base: Path) -> str:
+    """Markdown of the newest result file of every measurement and device in `folder`; files are named from `base`."""
+    results = _newest_results(folder)
     if not results:
         return "Nothing was measured yet."
-    sections, device = ["## Measured", LEGEND], ""
+    sections, device = [LEGEND], ""
     for result, path in results:
         if result.bench == "stream":
             # Files of older versions do not say it.
             add_memory_growth(result.rows)
         if result.about["device"] != device:
             device = result.about["device"]
-            sections.append(f"### {device}")
+            sections.append(f"## {device}")
         sections.append(_section(result, os.path.relpath(path, base)))
     return "\n\n".join(sections)
 
@@ -111,13 +164,17 @@ def _about(result: Result) -> str:
 
 
 def records(folder: Path, base: Path) -> str:
-    """Markdown of the cards under `folder`: a row for each folder, its runs taken together."""
+    """Markdown of the cards under `folder`: the newest of each recipe, data set and device, its runs together."""
     groups = [(place, _cards(place)) for place in _places(folder)] if folder.is_dir() else []
-    lines = [_record_line(os.path.relpath(place, base), cards) for place, cards in groups if cards]
+    lines: dict[tuple[str, ...], str] = {}
+    for place, cards in groups:
+        if cards:
+            key = tuple(str(cards[0][name]) for name in ("recipe", "dataset", "device", "dtype"))
+            lines.setdefault(key, _record_line(os.path.relpath(place, base), cards))
     if not lines:
         return "No run is on record yet."
     head = "data set | recipe | epochs | parameters | device | runs | test accuracy | with TTA | training | wall clock"
-    return "\n".join([f"| {head} |", "|---|---|---:|---:|---|---:|---:|---:|---:|---:|", *lines])
+    return "\n".join([f"| {head} |", "|---|---|---:|---:|---|---:|---:|---:|---:|---:|", *lines.values()])
 
 
 def _places(folder: Path) -> list[Path]:
@@ -255,21 +312,34 @@ def replace_between(text: str, marker: str, content: str, where: str) -> str:
 
 
 def update(readme: Path, results: Path, record_folder: Path) -> bool:
-    """Write both tables into `readme`, and the records' own into their folder's; whether that changed anything.
+    """Write tables into `readme`, and into the `README.md` of both folders if any; whether that changed anything.
 
-    The measurements go between `<!-- measurements -->` marks, the records between `<!-- results -->` marks and, in the
-    `README.md` of their folder, between `<!-- records -->` marks, if any.
+    Between `<!-- summary -->` marks goes the measurements' summary, between `<!-- measurements -->` all of them,
+    between `<!-- results -->` what the records reached, between `<!-- records -->` how. `ValueError` where `readme` has
+    none of them but the last.
     """
-    before = readme.read_text(encoding="utf-8")
-    after = replace_between(before, "measurements", measurements(results, readme.parent), str(readme))
-    if "<!-- results -->" in before:
-        after = replace_between(after, "results", records(record_folder, readme.parent), str(readme))
-    changed = after != before
-    if changed:
-        readme.write_text(after, encoding="utf-8")
-    own = record_folder / "README.md"
-    if own.is_file() and "<!-- records -->" in (text := own.read_text(encoding="utf-8")):
-        written = replace_between(text, "records", protocol(record_folder), str(own))
-        changed |= written != text
-        own.write_text(written, encoding="utf-8")
-    return changed
+    if not any(_has(readme, marker) for marker in ("summary", "measurements", "results")):
+        raise ValueError(f"{readme}: takes one <!-- measurements --> and one <!-- /measurements --> after it")
+    others = (folder / "README.md" for folder in (results, record_folder))
+    # A list: all are written, whatever was changed before.
+    return any([_fill(file, results, record_folder) for file in (readme, *others) if file.is_file()])
+
+
+def _has(file: Path, marker: str) -> bool:
+    return f"<!-- {marker} -->" in file.read_text(encoding="utf-8")
+
+
+def _fill(file: Path, results: Path, record_folder: Path) -> bool:
+    tables: dict[str, Callable[[], str]] = {
+        "summary": lambda: summary(results),
+        "measurements": lambda: measurements(results, file.parent),
+        "results": lambda: records(record_folder, file.parent),
+        "records": lambda: protocol(record_folder),
+    }
+    before = after = file.read_text(encoding="utf-8")
+    for marker, table in tables.items():
+        if _has(file, marker):
+            after = replace_between(after, marker, table(), str(file))
+    if after != before:
+        file.write_text(after, encoding="utf-8")
+    return after != before

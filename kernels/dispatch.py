@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fastcifar.kernels import checks
-from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, Settings, partners_on, settings_for
+from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, PlanKey, Settings, partners, settings_for
 from fastcifar.kernels.settings import Augmentation, Normalisation
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def draw_plan(
     # A plan is drawn in main memory for every form; augment() takes it to the GPU, augment_batch() draws it there.
     host = host_form(form if form == "reference" else "auto")
     plan = _new_plan(augmentation, settings, len(indices))
-    host.draw(settings, seed, epoch, indices, plan.ints_nk, plan.floats_nk, num_threads)
+    host.draw(PlanKey(settings, seed, epoch, indices), plan, num_threads)
     return plan
 
 
@@ -105,13 +105,50 @@ def augment_batch(
     which is drawn; None where that is its row. The rest is as for `augment` and `draw_plan`.
 
     Returns (images [n, 3, h, w], mix_weights float32 [n], partners int64 [n]) on the images' device; the last two are
-    None where no mixing is configured, and the partners are shared by batches of a size. Raises ValueError, before any
-    memory is touched, on a wrong dtype, layout, size, row, number of indices, seed, epoch, form, number of threads or
-    `out`, and where the settings do not fit the images.
+    None where no mixing is configured. On a GPU the partners are shared by all batches of a size: do not write to them.
+    Raises ValueError, before any memory is touched, on a wrong dtype, layout, size, row, number of indices, seed,
+    epoch, form, number of threads or `out`, and where the settings do not fit the images.
 
     Rows in a tensor on a GPU are the exception: the kernel itself checks them, and nothing waits for it. The image of a
     row that does not exist comes out as zeros, and the ValueError is raised by `raise_for_bad_rows`, when it is called.
     """
+    import torch
+
+    batch, mix_weights = draw_and_augment(
+        images_nhwc,
+        rows_n,
+        augmentation,
+        normalisation,
+        seed=seed,
+        epoch=epoch,
+        indices_n=indices_n,
+        dtype=dtype,
+        form=form,
+        out=out,
+        num_threads=num_threads,
+    )
+    if mix_weights is None:
+        return batch, None, None
+    if batch.is_cuda:
+        return batch, mix_weights, cuda_form().shared_partners(batch.device, len(batch))
+    return batch, mix_weights, torch.from_numpy(partners(len(batch)))
+
+
+def draw_and_augment(
+    images_nhwc: Any,
+    rows_n: Any,
+    augmentation: Augmentation,
+    normalisation: Normalisation,
+    *,
+    seed: int,
+    epoch: int,
+    indices_n: Any = None,
+    dtype: Any = "bfloat16",
+    form: str = "auto",
+    out: Any = None,
+    num_threads: int | None = None,
+) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    """As augment_batch, for callers who know the partners: (images, mix_weights or None)."""
     import torch
 
     checks.check_images(images_nhwc)
@@ -123,7 +160,7 @@ def augment_batch(
     num_images, height, width, _ = images_nhwc.shape
     settings = settings_for(augmentation, height, width)
     if form == "cuda":
-        return cuda_form().augment_batch(
+        return cuda_form().draw_and_augment(
             images_nhwc,
             rows_n,
             augmentation,
@@ -141,10 +178,9 @@ def augment_batch(
     host.check_rows(rows, num_images)
     batch = checks.output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
     plan = _new_plan(augmentation, settings, len(indices))
-    host.draw_and_augment(images_nhwc, rows, settings, seed, epoch, indices, plan, normalisation, batch, num_threads)
-    if not augmentation.mixes:
-        return batch, None, None
-    return batch, torch.from_numpy(plan.mix_weights_n.copy()), partners_on(batch.device, len(rows))
+    key = PlanKey(settings, seed, epoch, indices)
+    host.draw_and_augment(images_nhwc, rows, key, plan, normalisation, batch, num_threads)
+    return batch, torch.from_numpy(plan.mix_weights_n.copy()) if augmentation.mixes else None
 
 
 def prepare(device: Any) -> None:
@@ -220,17 +256,8 @@ class HostForm(Protocol):
     num_threads: at most this many; None takes torch.get_num_threads(). The reference form takes one, whatever is asked.
     """
 
-    def draw(
-        self,
-        settings: Settings,
-        seed: int,
-        epoch: int,
-        indices_n: np.ndarray,
-        ints: np.ndarray,
-        floats: np.ndarray,
-        num_threads: int | None = None,
-    ) -> None:
-        """Fill a plan's ints [n, 11] and floats [n, 6] for images of the given indices (int64 [n])."""
+    def draw(self, key: PlanKey, plan: Plan, num_threads: int | None = None) -> None:
+        """Fill a plan's arrays."""
 
     def check(self, plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:
         """Raise ValueError where a row (int64 [n]) or the plan is wrong."""
@@ -253,10 +280,7 @@ class HostForm(Protocol):
         self,
         images_nhwc: Any,
         rows_n: np.ndarray,
-        settings: Settings,
-        seed: int,
-        epoch: int,
-        indices_n: np.ndarray,
+        key: PlanKey,
         plan: Plan,
         normalisation: Normalisation,
         out: "torch.Tensor",

@@ -17,7 +17,7 @@ from fastcifar.kernels import checks, numba_draw, numba_pixels
 from fastcifar.kernels.numba_draw import fisher_yates, is_possible, rows_inside
 from fastcifar.kernels.numba_task import scratch_bytes
 from fastcifar.kernels.numba_vector import CACHE_LINE
-from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, Settings, beta_tables, is_reflect, scale_shift
+from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, PlanKey, Settings, beta_tables, is_reflect, scale_shift
 from fastcifar.kernels.settings import Normalisation
 from fastcifar.kernels.threads import num_tasks_for, share_out
 
@@ -27,37 +27,27 @@ if TYPE_CHECKING:
 _DRAWN_PER_TASK = 1024
 
 
-def draw(
-    settings: Settings,
-    seed: int,
-    epoch: int,
-    indices_n: np.ndarray,
-    ints: np.ndarray,
-    floats: np.ndarray,
-    num_threads: int | None = None,
-) -> None:
+def draw(key: PlanKey, plan: Plan, num_threads: int | None = None) -> None:
     """Fill a plan's arrays, as reference.draw does.
 
-    settings: of settings_for(); seed: below 2**64; epoch: below 2**32; indices_n: int64 [n], contiguous; ints, floats:
-    int32 [n, 11] and float32 [n, 6], contiguous, written. num_threads: at most this many; None takes
-    torch.get_num_threads(). Raises ValueError where it is less than 1.
+    num_threads: at most this many; None takes torch.get_num_threads(). Raises ValueError where it is less than 1.
     """
     # Held by its name until the call ends.
-    kept = _settings_in_memory(settings)
-    drawing = _drawing(kept, seed, epoch, address(indices_n), address(ints), address(floats))
+    kept = _settings_in_memory(key.settings)
+    drawing = _drawing(key, kept, address(key.indices_n), address(plan.ints_nk), address(plan.floats_nk))
     # To wake a thread takes as long as to draw for some hundreds of images.
-    num_tasks = num_tasks_for(len(indices_n) // _DRAWN_PER_TASK, num_threads)
-    share_out(numba_draw.draw, len(indices_n), drawing, num_tasks)
+    num_tasks = num_tasks_for(len(plan) // _DRAWN_PER_TASK, num_threads)
+    share_out(numba_draw.draw, len(plan), drawing, num_tasks)
 
 
-def _drawing(settings: "_InMemory", seed: int, epoch: int, indices: int, ints: int, floats: int) -> numba_draw.Drawing:
-    """What is drawn by; `indices`, `ints` and `floats` are addresses."""
-    numbers, amounts, cutmix_table, mixup_table = settings.addresses
-    seed = int(seed)  # an unsigned one of NumPy has no negative
+def _drawing(key: PlanKey, kept: "_InMemory", indices: int, ints: int, floats: int) -> numba_draw.Drawing:
+    """What a plan is drawn by. kept: its settings; indices, ints, floats: addresses."""
+    numbers, amounts, cutmix_table, mixup_table = kept.addresses
+    seed = int(key.seed)  # an unsigned one of NumPy has no negative
     return numba_draw.Drawing(
         # The bits of the seed, which may be 64.
         seed=seed if seed < 1 << 63 else seed - (1 << 64),
-        epoch=epoch,
+        epoch=key.epoch,
         indices=indices,
         settings=numbers,
         amounts=amounts,
@@ -125,10 +115,7 @@ def augment(
 def draw_and_augment(
     images_nhwc: Any,
     rows_n: np.ndarray,
-    settings: Settings,
-    seed: int,
-    epoch: int,
-    indices_n: np.ndarray,
+    key: PlanKey,
     plan: Plan,
     normalisation: Normalisation,
     out: "torch.Tensor",
@@ -136,10 +123,10 @@ def draw_and_augment(
 ) -> None:
     """Fill the plan's arrays as draw() does, and write the batch to out as augment() does, in one parallel loop."""
     # Held by its name until the call ends.
-    kept = _settings_in_memory(settings)
+    kept = _settings_in_memory(key.settings)
     places = rows, ints, floats = address(rows_n), address(plan.ints_nk), address(plan.floats_nk)
-    indices = rows if indices_n is rows_n else address(indices_n)
-    drawing = _drawing(kept, seed, epoch, indices, ints, floats)
+    indices = rows if key.indices_n is rows_n else address(key.indices_n)
+    drawing = _drawing(key, kept, indices, ints, floats)
     _augment(images_nhwc, len(rows_n), places, drawing, plan.padding_mode, normalisation, out, num_threads)
 
 
@@ -153,8 +140,11 @@ def _augment(
     out: "torch.Tensor",
     num_threads: int | None,
 ) -> None:
-    """Write the batch to out. places: where the rows and the plan's arrays are; drawing: by what these are to be filled
-    before, nothing where they are already."""
+    """Write the batch to out.
+
+    places: addresses of the rows and of the plan's arrays; drawing: the numbers of a Drawing by which the plan is to be
+    filled first, none where it is filled.
+    """
     rows, ints, floats = places
     _, height, width, _ = images_nhwc.shape
     num_tasks = num_tasks_for(num_images, num_threads)

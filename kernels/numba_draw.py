@@ -246,7 +246,7 @@ Drawing = namedtuple("Drawing", "seed epoch indices settings amounts cutmix_tabl
 Of the indices, int64 [n]; of the settings, int64, and their amounts, float32, as `plan.Settings` orders them; of the
 quantiles of CutMix's and MixUp's weights, float32; of the plan's arrays.
 """
-drawing_at = reader(Drawing)
+read_drawing = reader(Drawing)
 
 
 @compiled
@@ -297,7 +297,7 @@ def fill_plan(drawing, first, last, ints, floats):
 @shared
 def draw(numbers, task, first, last):
     """Fill rows first..last-1 of a plan. numbers: a Drawing."""
-    drawing = drawing_at(numbers)
+    drawing = read_drawing(numbers)
     ints, floats = ints_at(drawing.ints), floats_at(drawing.floats)
     fill_plan(drawing, first, last, moved(ints, first * NUM_INTS), moved(floats, first * NUM_FLOATS))
 

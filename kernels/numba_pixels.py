@@ -14,7 +14,7 @@ from numba import types
 
 from fastcifar.kernels.numba_cast import blend, normalise, normalise_plane, to_float32, to_words
 from fastcifar.kernels.numba_colour import saturate, turn_hue
-from fastcifar.kernels.numba_draw import drawing_at, fill_plan
+from fastcifar.kernels.numba_draw import fill_plan, read_drawing
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_rows import fill_texture, move_rows, rotate_rows
 from fastcifar.kernels.numba_share import reader, shared
@@ -305,28 +305,31 @@ and shift, float32 [3]; of the tasks' scratch memory, so many bytes each; and of
 whether the plan has been drawn; if not, the Drawing by which it is to be follows.
 """
 _batch = reader(Batch)
-NUM_BATCH_NUMBERS = len(Batch._fields)
+_NUM_BATCH_NUMBERS = len(Batch._fields)
 _ints, _floats = room_for(types.int32, NUM_INTS), room_for(types.float32, NUM_FLOATS)
 
 
 @shared
 def augment(numbers, task, first, last):
-    """Write images first..last-1 of a batch. numbers: a Batch, and perhaps a Drawing."""
+    """Write images first..last-1 of a batch, having drawn what is done to them where that has not been.
+
+    numbers: a Batch and, in that case, a Drawing.
+    """
     if first == last:
         return
     batch = _batch(numbers)
     num_images, height, width, kind = batch.num_images, batch.height, batch.width, batch.kind
     source, rows, num_values = bytes_at(batch.images), longs_at(batch.rows), 3 * height * width
     all_ints, all_floats = ints_at(batch.ints), floats_at(batch.floats)
-    j = last if last < num_images else 0
-    last_ints, last_floats = moved(all_ints, j * NUM_INTS), moved(all_floats, j * NUM_FLOATS)
+    after = last if last < num_images else 0
+    last_ints, last_floats = moved(all_ints, after * NUM_INTS), moved(all_floats, after * NUM_FLOATS)
     if batch.is_drawn == 0:
-        drawing = drawing_at(moved(numbers, NUM_BATCH_NUMBERS))
+        drawing = read_drawing(moved(numbers, _NUM_BATCH_NUMBERS))
         fill_plan(drawing, first, last, moved(all_ints, first * NUM_INTS), moved(all_floats, first * NUM_FLOATS))
-        if not first <= j < last:
+        if not first <= after < last:
             # Another task fills that row, and may not have come to it.
             last_ints, last_floats = _ints(), _floats()
-            fill_plan(drawing, j, j + 1, last_ints, last_floats)
+            fill_plan(drawing, after, after + 1, last_ints, last_floats)
     rotates = last_floats[ROTATION] != _ZERO
     for i in range(first, last):
         rotates |= all_floats[i * NUM_FLOATS + ROTATION] != _ZERO
@@ -354,5 +357,7 @@ def augment(numbers, task, first, last):
         elif _is_by_blend(own, partner):
             keeps = _by_blend(place, ours, bands, own, partner, kind, ahead, out16, out32)
         else:
+            # Its scratch memory is that of the bands: it keeps nothing.
             _by_planes(place, ours, own, partner, kind, ahead, out16, out32)
+        # The partner's turn is next.
         bands = Bands(keeps, bands.others, bands.pixels)

@@ -120,7 +120,7 @@ def _augment_batch(
     dtype: torch.dtype,
     form: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    images, weights, _partners = dispatch.augment_batch(
+    images, weights, partners = dispatch.augment_batch(
         images_nhwc,
         rows_n,
         _augmentation(tuple(pixels), padding_mode, flip, mix_per, tuple(amounts)),
@@ -132,10 +132,11 @@ def _augment_batch(
         form=form,
     )
     num_images = rows_n.shape[0]
-    if weights is None:
+    if weights is None or partners is None:
         weights = torch.ones(num_images, device=images.device)
+        partners = partners_on(images.device, num_images)
     # What an operator returns is its caller's own.
-    return images, weights, partners_on(images.device, num_images).clone()
+    return images, weights, partners.clone() if partners.is_cuda else partners
 
 
 @_augment.register_fake

@@ -4,8 +4,8 @@ Also what else the forms must agree on: places of settings, kinds of output.
 """
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -127,15 +127,11 @@ def partners(num_images: int) -> np.ndarray:
     return partners_n
 
 
-@cache
-def partners_on(device: "torch.device", num_images: int) -> "torch.Tensor":
-    """As partners, a tensor on the device, which batches of this size share; kept for good.
-
-    A captured CUDA graph may go on reading it.
-    """
+def partners_on(device: Any, num_images: int) -> "torch.Tensor":
+    """As partners, a tensor on the device."""
     import torch
 
-    return torch.from_numpy(partners(num_images)).to(device)
+    return torch.arange(1, num_images + 1, device=device) % max(num_images, 1)
 
 
 class Settings(NamedTuple):
@@ -157,6 +153,18 @@ class Settings(NamedTuple):
     hue: np.float32
     cutmix: float
     mixup: float
+
+
+class PlanKey(NamedTuple):
+    """What a plan is a pure function of."""
+
+    settings: Settings
+    seed: int
+    """Below 2**64."""
+    epoch: int
+    """Below 2**32."""
+    indices_n: np.ndarray
+    """int64 [n], contiguous: index of each image in the data set."""
 
 
 NUM_SETTING_FLOATS = len(Settings._fields) - NUM_SETTING_INTS

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcifar.kernels import checks, philox, reference
-from fastcifar.kernels.plan import Plan, Settings, beta_tables, scale_shift
+from fastcifar.kernels.plan import Plan, PlanKey, beta_tables, scale_shift
 from fastcifar.kernels.settings import Normalisation
 
 if TYPE_CHECKING:
@@ -14,17 +14,10 @@ if TYPE_CHECKING:
 epoch_order = philox.epoch_order
 
 
-def draw(
-    settings: Settings,
-    seed: int,
-    epoch: int,
-    indices_n: np.ndarray,
-    ints: np.ndarray,
-    floats: np.ndarray,
-    num_threads: int | None = None,
-) -> None:
+def draw(key: PlanKey, plan: Plan, num_threads: int | None = None) -> None:
     """Fill a plan's arrays."""
-    reference.draw(settings, beta_tables(settings), int(seed), int(epoch), indices_n, ints, floats)
+    settings, seed, epoch, indices_n = key
+    reference.draw(settings, beta_tables(settings), int(seed), int(epoch), indices_n, plan.ints_nk, plan.floats_nk)
 
 
 check_rows = checks.check_rows
@@ -40,17 +33,14 @@ def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: i
 def draw_and_augment(
     images_nhwc: Any,
     rows_n: np.ndarray,
-    settings: Settings,
-    seed: int,
-    epoch: int,
-    indices_n: np.ndarray,
+    key: PlanKey,
     plan: Plan,
     normalisation: Normalisation,
     out: "torch.Tensor",
     num_threads: int | None = None,
 ) -> None:
     """Fill the plan's arrays, and write the batch to out."""
-    draw(settings, seed, epoch, indices_n, plan.ints_nk, plan.floats_nk)
+    draw(key, plan)
     augment(images_nhwc, rows_n, plan, normalisation, out)
 
 

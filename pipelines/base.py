@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar.kernels import Augmentation, Normalisation, augment_batch
+from fastcifar.kernels import Augmentation, Normalisation
+from fastcifar.kernels.dispatch import draw_and_augment
 from fastcifar.pipelines import order as orders
 
 
@@ -188,7 +189,7 @@ class Fuser:
         `open` has checked those that pipelines draw from.
         """
         settings, n = self._settings, len(labels)
-        images, mix_weights, _partners = augment_batch(
+        images, mix_weights = draw_and_augment(
             images_nhwc,
             self._in_order[:n] if rows_n is None else rows_n,
             settings.augmentation,

@@ -52,23 +52,26 @@ class _PartsInMemory:
     def __init__(self, labels_n: np.ndarray, num_images: int, settings: Settings) -> None:
         size = settings.batch_size
         self._all_labels = labels_n.astype(np.int64)
-        self._order, self._labels, self._mix_labels = (np.empty(num_images, np.int64) for _ in range(3))
-        self._partners = mixed_with(torch.arange(num_images), size).numpy()
-        self._mixes = settings.augmentation.mixes
-        indices, labels, mix_labels = (
-            torch.from_numpy(values).split(size) for values in (self._order, self._labels, self._mix_labels)
-        )
+        self._order, self._labels = np.empty(num_images, np.int64), np.empty(num_images, np.int64)
+        self._mix_labels: np.ndarray | None = None
+        mix_parts: Iterable[Tensor | None] = repeat(None)
+        if settings.augmentation.mixes:
+            self._mix_labels = np.empty(num_images, np.int64)
+            # Where in the epoch each image's partner is.
+            self._partners = mixed_with(torch.from_numpy(np.arange(num_images)), size).numpy()
+            mix_parts = torch.from_numpy(self._mix_labels).split(size)
         rows = [self._order[start : start + size] for start in range(0, num_images, size)]
-        self._parts = list(zip(rows, indices, labels, mix_labels if self._mixes else repeat(None), strict=False))
+        indices, labels = torch.from_numpy(self._order).split(size), torch.from_numpy(self._labels).split(size)
+        self._batches = list(zip(rows, indices, labels, mix_parts, strict=False))
 
     def of(self, order: np.ndarray) -> Iterable[_Part]:
         """The batches of an epoch in this order, int64 [num_images]; valid until the next one's are asked for."""
         self._order[:] = order
-        # All are rows: without "clip" NumPy would write to new memory first, lest one be none.
+        # All are rows. By "raise" NumPy would fill memory of its own first, so that an error left this as it was.
         np.take(self._all_labels, order, out=self._labels, mode="clip")
-        if self._mixes:
+        if self._mix_labels is not None:
             np.take(self._labels, self._partners, out=self._mix_labels, mode="clip")
-        return self._parts
+        return self._batches
 
 
 class _PartsOnGpu:
@@ -82,7 +85,7 @@ class _PartsOnGpu:
         """The batches of an epoch in this order, int64 [n]."""
         size = self._settings.batch_size
         # From memory that the system may not move the copy is queued; any other would wait for all that is.
-        indices = torch.tensor(order).pin_memory().to(self._settings.device, non_blocking=True)
+        indices = torch.from_numpy(order.copy()).pin_memory().to(self._settings.device, non_blocking=True)
         labels = self._all_labels[indices]
         mixes = self._settings.augmentation.mixes
         mix_labels = mixed_with(labels, size).split(size) if mixes else repeat(None)

@@ -144,7 +144,7 @@ def test_the_readme_gets_the_newest_results_between_its_marks(tmp_path: Path) ->
     results.write_csv(noted, kept)
     assert readme.update(file, kept, tmp_path / "records")
     text = file.read_text()
-    assert text.startswith("before\n<!-- measurements -->\n## Measured")
+    assert text.startswith("before\n<!-- measurements -->\nBold: ours")
     assert text.endswith("<!-- /measurements -->\nafter\n")
     assert "| crop_flip.bf16 | **resident** | 1,500,000 |" in text
     assert "\n\n*The load average was 2.1 at the start.*\n" in text
@@ -152,6 +152,26 @@ def test_the_readme_gets_the_newest_results_between_its_marks(tmp_path: Path) ->
     assert "shapes10" not in text
     assert "](results/loaders_amd-epyc-7763-2c-avx2_torch2.11_numba0.68_20261121.csv)" in text
     assert not readme.update(file, kept, tmp_path / "records")
+
+
+def test_the_summary_is_a_column_a_device_and_a_line_a_figure(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("<!-- summary --><!-- /summary -->")
+    assert readme.summary(tmp_path) == "Nothing was measured yet."
+    mixed = {"images_s": 3_367_030.0, "over_best_peer": 12.449}
+    rows = [Row("resident", task, "ours", mixed) for task in ("crop_flip_cutmix.bf16", "other")]
+    results.write_csv(Result("loaders", "Loaders", "images_s", rows, ABOUT), tmp_path)
+    rows = [Row("npy", "copies1", "ours", {"seconds": 0.2153})]
+    about = {**ABOUT, "device": "Zen, 2 threads, AVX512"}
+    results.write_csv(Result("convert", "Conversion", "seconds", rows, about), tmp_path)
+    assert readme.update(file, tmp_path, tmp_path / "records")
+    assert file.read_text().splitlines()[1:-1] == [
+        f"| | {ABOUT['device']} | {about['device']} |",
+        "|---|---:|---:|",
+        "| crop, flip, CutMix to bfloat16: `resident` | 3,367,030 images/s, 12.45x best peer |  |",
+        "| 60,000 images to `.npy` |  | 0.215 s |",
+    ]
+    assert not readme.update(file, tmp_path, tmp_path / "records")
 
 
 @pytest.mark.parametrize(

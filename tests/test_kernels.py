@@ -12,10 +12,20 @@ from kernel_cases import CIFAR, augmentations, pictures, same_bits
 from numba import njit
 from torchvision.transforms import v2
 
-from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan
+from fastcifar.kernels import (
+    Augmentation,
+    Normalisation,
+    Plan,
+    augment,
+    augment_batch,
+    draw_plan,
+    numba_cpu,
+    numba_share,
+)
 from fastcifar.kernels.numba_cast import is_subnormal, is_tie, rounds_quickly
 from fastcifar.kernels.numba_task import BAND_PIXELS
 from fastcifar.kernels.numba_vector import HAS_BFLOAT16_UNITS
+from fastcifar.kernels.plan import PlanKey, settings_for
 
 DTYPES = ("float32", "bfloat16", "float16")
 SIDES = st.one_of(st.integers(1, 12), st.sampled_from([31, 32, 33, 40]))
@@ -65,7 +75,7 @@ def test_forms_agree_at_any_size(height, width):
 @pytest.mark.parametrize("side", [8, 40])
 @pytest.mark.parametrize("mix_per", ["image", "batch"])
 def test_a_batch_of_many_images_shared_among_threads_is_the_same(side, mix_per):
-    """Each thread draws its own images, and by itself the partner of its last one; each image is moved once for both."""
+    """Each thread draws its own images; each image is moved once for itself and for the one that it is mixed into."""
     num_images = 150  # more than are drawn at once, for each of two threads
     images, rows = pictures(num_images, side, side), np.arange(num_images)[::-1].copy()
     augmentation = Augmentation(
@@ -81,6 +91,32 @@ def test_a_batch_of_many_images_shared_among_threads_is_the_same(side, mix_per):
             assert same_bits(got, expected)
             assert torch.equal(got_weights, weights)
             assert same_bits(augment(images, plan, CIFAR, rows_n=rows, num_threads=num_threads), expected)
+
+
+def test_a_task_draws_the_partner_of_its_last_image_by_itself(monkeypatch):
+    """The first of two tasks, alone: what the other one draws is not there yet."""
+    num_images, num_own = 20, 10
+    images, rows = pictures(num_images, 16, 16), np.arange(num_images)
+    augmentation = Augmentation(crop_padding=3, flip="random", cutmix=1.0)
+    expected = augment_batch(images, rows, augmentation, CIFAR, seed=2, epoch=1, form="reference", dtype="float32")[0]
+    drawn = draw_plan(augmentation, seed=2, epoch=1, indices_n=rows, height=16, width=16, form="reference")
+    assert drawn.mix_weights_n[num_own - 1] < 1  # shows its partner
+    assert drawn.shifts_n2[num_own].any()
+    plan = Plan.identity(num_images, 16, 16)
+    batch = torch.zeros(num_images, 16, 16, 3).permute(0, 3, 1, 2)
+
+    def first_task(function, num, numbers, num_tasks):
+        assert (num, num_tasks) == (num_images, 2)
+        numba_share.alone(function.address, num_own, np.array(numbers, np.int64))
+
+    monkeypatch.setattr(numba_cpu, "num_tasks_for", lambda num_images, num_threads: num_threads)
+    monkeypatch.setattr(numba_cpu, "share_out", first_task)
+    key = PlanKey(settings_for(augmentation, 16, 16), 2, 1, rows)
+    numba_cpu.draw_and_augment(images, rows, key, plan, CIFAR, batch, num_threads=2)
+    assert same_bits(batch[:num_own], expected[:num_own])
+    assert not batch[num_own:].any()
+    assert np.array_equal(plan.ints_nk[:num_own], drawn.ints_nk[:num_own])
+    assert np.array_equal(plan.ints_nk[num_own:], Plan.identity(num_images - num_own, 16, 16).ints_nk)
 
 
 def test_augment_batch_is_draw_plan_and_augment():

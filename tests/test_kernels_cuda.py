@@ -68,10 +68,10 @@ try:
 except ValueError as error:
     assert str(error) == "num_threads: got 0, takes an integer of at least 1", error
     count += 1
-from fastcifar.kernels import numba_cuda, plan
+from fastcifar.kernels import numba_cuda
 # A captured graph may go on reading what batches share: none of it is let go of.
-kept = [plan.partners_on(torch.device("cpu"), size) for size in range(1, 200)]
-assert all(plan.partners_on(torch.device("cpu"), len(partners)) is partners for partners in kept)
+kept = [numba_cuda.shared_partners(torch.device("cpu"), size) for size in range(1, 200)]
+assert all(numba_cuda.shared_partners(torch.device("cpu"), len(partners)) is partners for partners in kept)
 assert kept[2].tolist() == [1, 2, 0]
 settings = numba_cuda._Settings(Augmentation(), normalisation, height, width, 5)
 rows = torch.tensor([1, 5])

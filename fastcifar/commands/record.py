@@ -238,8 +238,6 @@ def _refresh_tables(records: Path, reporter: "Reporter") -> None:
     file, results = root / "README.md", root / "bench" / "results"
     if records != root / "bench" / "records" or not file.is_file() or not results.is_dir():
         return
-    if "<!-- measurements -->" not in file.read_text(encoding="utf-8"):
-        return
     try:
         changed = readme.update(file, results, records)
     except (ValueError, OSError) as error:  # of another record or result: this one is written all the same
