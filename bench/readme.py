@@ -50,7 +50,13 @@ LEFT_OUT = {
 # The figures that a summary shows: what they are of, bench, contestant, task, values.
 _MIXED, _CONVERTED = "crop_flip_cutmix.bf16", "copies1"
 SUMMARY = (
-    ("crop, flip, CutMix to bfloat16: `resident`", "loaders", "resident", _MIXED, ("images_s", "over_best_peer")),
+    (
+        "crop, flip, CutMix to bfloat16: `resident`",
+        "loaders",
+        "resident",
+        _MIXED,
+        ("images_s", "share_of_gather", "over_best_peer"),
+    ),
     ("`ffcv`", "loaders", "ffcv", _MIXED, ("images_s",)),
     ("`dali`", "loaders", "dali", _MIXED, ("images_s",)),
     ("torchvision's DataLoader", "loaders", "torchvision", _MIXED, ("images_s",)),
