@@ -114,43 +114,6 @@ def augment_batch(
     """
     import torch
 
-    batch, mix_weights = draw_and_augment(
-        images_nhwc,
-        rows_n,
-        augmentation,
-        normalisation,
-        seed=seed,
-        epoch=epoch,
-        indices_n=indices_n,
-        dtype=dtype,
-        form=form,
-        out=out,
-        num_threads=num_threads,
-    )
-    if mix_weights is None:
-        return batch, None, None
-    if batch.is_cuda:
-        return batch, mix_weights, cuda_form().shared_partners(batch.device, len(batch))
-    return batch, mix_weights, torch.from_numpy(partners(len(batch)))
-
-
-def draw_and_augment(
-    images_nhwc: Any,
-    rows_n: Any,
-    augmentation: Augmentation,
-    normalisation: Normalisation,
-    *,
-    seed: int,
-    epoch: int,
-    indices_n: Any = None,
-    dtype: Any = "bfloat16",
-    form: str = "auto",
-    out: Any = None,
-    num_threads: int | None = None,
-) -> "tuple[torch.Tensor, torch.Tensor | None]":
-    """As augment_batch, for callers who know the partners: (images, mix_weights or None)."""
-    import torch
-
     checks.check_images(images_nhwc)
     checks.check_num_threads(num_threads)
     checks.check_seed_epoch(seed, epoch)
@@ -160,7 +123,7 @@ def draw_and_augment(
     num_images, height, width, _ = images_nhwc.shape
     settings = settings_for(augmentation, height, width)
     if form == "cuda":
-        return cuda_form().draw_and_augment(
+        return cuda_form().augment_batch(
             images_nhwc,
             rows_n,
             augmentation,
@@ -180,7 +143,9 @@ def draw_and_augment(
     plan = _new_plan(augmentation, settings, len(indices))
     key = PlanKey(settings, seed, epoch, indices)
     host.draw_and_augment(images_nhwc, rows, key, plan, normalisation, batch, num_threads)
-    return batch, torch.from_numpy(plan.mix_weights_n.copy()) if augmentation.mixes else None
+    if not augmentation.mixes:
+        return batch, None, None
+    return batch, torch.from_numpy(plan.mix_weights_n.copy()), torch.from_numpy(partners(len(rows)))
 
 
 def prepare(device: Any) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar.kernels import Augmentation, Normalisation
-from fastcifar.kernels.dispatch import draw_and_augment
+from fastcifar.kernels import Augmentation, Normalisation, augment_batch
 from fastcifar.pipelines import order as orders
 
 
@@ -189,7 +188,7 @@ class Fuser:
         `open` has checked those that pipelines draw from.
         """
         settings, n = self._settings, len(labels)
-        images, mix_weights = draw_and_augment(
+        images, mix_weights, _partners = augment_batch(
             images_nhwc,
             self._in_order[:n] if rows_n is None else rows_n,
             settings.augmentation,

@@ -70,8 +70,8 @@ except ValueError as error:
     count += 1
 from fastcifar.kernels import numba_cuda
 # A captured graph may go on reading what batches share: none of it is let go of.
-kept = [numba_cuda.shared_partners(torch.device("cpu"), size) for size in range(1, 200)]
-assert all(numba_cuda.shared_partners(torch.device("cpu"), len(partners)) is partners for partners in kept)
+kept = [numba_cuda._partners(torch.device("cpu"), size) for size in range(1, 200)]
+assert all(numba_cuda._partners(torch.device("cpu"), len(partners)) is partners for partners in kept)
 assert kept[2].tolist() == [1, 2, 0]
 settings = numba_cuda._Settings(Augmentation(), normalisation, height, width, 5)
 rows = torch.tensor([1, 5])

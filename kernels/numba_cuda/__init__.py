@@ -65,7 +65,7 @@ def augment(
     return batch
 
 
-def draw_and_augment(
+def augment_batch(
     images_nhwc: Any,
     rows_n: Any,
     augmentation: Augmentation,
@@ -75,15 +75,15 @@ def draw_and_augment(
     indices_n: Any,
     dtype: "torch.dtype",
     out: Any,
-) -> "tuple[torch.Tensor, torch.Tensor | None]":
-    """Draw and augment on the GPU; the arguments of dispatch.draw_and_augment, which has checked some of them.
+) -> "tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]":
+    """Draw and augment on the GPU; the arguments of dispatch.augment_batch, of which dispatch has checked some.
 
     Checked are images, form, dtype, seed, epoch, and that the settings fit the images.
     images_nhwc: uint8 [N, h, w, 3] on a GPU (under the simulator in main memory); rows_n, indices_n: integers [n], from
     main memory, or int64 [n], contiguous, on the images' GPU; indices_n None takes the rows. Returns (images
-    [n, 3, h, w] of the dtype, channels-last, mix_weights float32 [n]), on the images' device, the latter None without
-    mixing. Raises ValueError, before anything is launched, on wrong indices or out, and on a wrong row from main
-    memory; for rows on the GPU see raise_for_bad_rows.
+    [n, 3, h, w] of the dtype, channels-last, mix_weights float32 [n], partners int64 [n]), on the images' device, the
+    last two None without mixing; the partners are shared by batches of a size. Raises ValueError, before anything is
+    launched, on wrong indices or out, and on a wrong row from main memory; for rows on the GPU see raise_for_bad_rows.
     """
     num_images, height, width, _ = images_nhwc.shape
     device = _device(images_nhwc)
@@ -93,7 +93,9 @@ def draw_and_augment(
     settings = _Settings(augmentation, normalisation, height, width, num_images)
     nothing = _nothing(device)
     batch, weights = _launch(images_nhwc, rows, indices, *nothing, settings, int(seed), int(epoch), dtype, out)
-    return batch, weights if augmentation.mixes else None
+    if not augmentation.mixes:
+        return batch, None, None
+    return batch, weights, _partners(device, len(rows))
 
 
 def raise_for_bad_rows(device: Any) -> None:
@@ -171,8 +173,8 @@ def _stream(device: Any, pointer: int) -> Any:
 
 
 @cache
-def shared_partners(device: "torch.device", num_images: int) -> "torch.Tensor":
-    """plan.partners on the device, shared by all batches of this size, so that one takes one launch alone."""
+def _partners(device: Any, num_images: int) -> "torch.Tensor":
+    """plan.partners on the device, so that a batch takes one launch alone."""
     import torch
 
     with torch.inference_mode(False):  # or it would be of no use outside of it
