@@ -190,13 +190,13 @@ def test_an_epoch_left_early_leaves_nothing_behind(sets: Sets, name: str, stream
     for _ in range(2):
         with sets.open(name, **told) as pipeline:
             inside = []
-            for epoch in range(16):
-                _leave_early(pipeline, epoch)
+            for epochs in (range(4), range(4, 16)):
+                for epoch in epochs:
+                    _leave_early(pipeline, epoch)
+                # Batches on their way are files and shared memory too, so what is held is counted when an epoch is over.
+                assert sum(len(batch.labels) for batch in pipeline.epoch(99)) == NUM_TRAIN
                 inside.append(_held())
-            # Batches on their way make the counts go up and down, so it is their lowest that must not rise.
-            lowest_first, lowest_last = (np.min(part, axis=0) for part in (inside[:8], inside[8:]))
-            assert (lowest_last <= lowest_first + np.array([1, 4, 4])).all(), f"{lowest_first} and then {lowest_last}"
-            assert sum(len(batch.labels) for batch in pipeline.epoch(99)) == NUM_TRAIN
+            assert _at_most(inside[0]), f"held (threads, files, shared memory): {inside[0]}, and then {_held()}"
             kept = pipeline.epoch(100)
             next(kept)
         with pytest.raises(StopIteration):
