@@ -9,22 +9,24 @@ from fastcifar.schema import OptimizerConfig
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 """Jordan's coefficients (kellerjordan.github.io/posts/muon): steepest at zero, so that few steps are enough."""
+_TINY = 1e-7
+"""Added to a norm before dividing by it: what is zero stays zero."""
 
 
 def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
-    """Push the singular values of a stack of matrices [k, rows, columns] to about 1, keeping the singular vectors.
+    """Push the singular values of matrices [..., rows, columns] to about 1, keeping the singular vectors.
 
     Newton-Schulz iteration of odd quintics; the values end between about 0.7 and 1.2, which trains as well as 1 does.
     """
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     # In 16 bits, nothing would be left of small singular values' squares.
     x = _by_gram(x, steps) if x.dtype == torch.float32 else _one_by_one(x, steps)
     return x.mT if tall else x
 
 
 def _one_by_one(x: Tensor, steps: int) -> Tensor:
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + _TINY)
     for _ in range(steps):
         gram = x @ x.mT
         # a x + (b gram + c gram gram) x, in three products.
@@ -37,22 +39,33 @@ def _by_gram(x: Tensor, steps: int) -> Tensor:
 
     Each step multiplies x by a polynomial of its Gram matrix: what these make together is had from that matrix alone.
     """
-    gram = x @ x.mT
-    one = torch.eye(x.size(-2), dtype=x.dtype, device=x.device)
-    left = one.expand_as(gram)
-    for _ in range(steps):
-        polynomial = torch.baddbmm(_A * one + _B * gram, gram, gram, alpha=_C)
-        left = polynomial @ left
-        gram = polynomial @ gram @ polynomial
-    return left @ x
+    gram = _product(x, x.mT)
+    scale = 1 / (gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt() + _TINY)[..., None, None]
+    gram *= scale**2
+    left = scale * torch.eye(x.size(-2), dtype=x.dtype, device=x.device)
+    for step in range(steps):
+        polynomial = _product(gram, gram).mul_(_C).add_(gram, alpha=_B)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(_A)
+        left = _product(polynomial, left) if step else scale * polynomial
+        if step < steps - 1:
+            gram = _product(_product(polynomial, gram), polynomial)
+    return _product(left, x)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, of float32."""
+    # On a CPU torch has MKL make it, which takes no AVX-512 on an AMD CPU: oneDNN is up to 2.5 times as fast there.
+    if left.ndim == 2 and left.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(left, right.mT, None, "none", [], "")
+    return left @ right
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, for convolution weights [out, in, kh, kw] read as [out, in * kh * kw].
 
     Before each update a weight is scaled back to norm sqrt(out), as airbench94_muon does: batch norm makes its scale
-    meaningless, and a fixed norm keeps the relative step what `lr` says. Weights of one shape are updated as one
-    stack. On a GPU the iteration runs in bfloat16.
+    meaningless, and a fixed norm keeps the relative step what `lr` says. On a GPU weights of one shape are updated as
+    one stack, in bfloat16.
     """
 
     def __init__(self, params: list[nn.Parameter], lr: float, momentum: float) -> None:
@@ -75,13 +88,17 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, grads)
         directions = torch._foreach_add(grads, buffers, alpha=momentum)
-        stack = torch.stack([direction.flatten(1) for direction in directions])
-        if stack.is_cuda:
-            stack = stack.bfloat16()
-        updates = orthogonalise(stack).to(weights[0].dtype).view(-1, *weights[0].shape)
         scales = [len(w) ** 0.5 / norm for w, norm in zip(weights, torch._foreach_norm(weights), strict=True)]
         torch._foreach_mul_(weights, scales)
-        torch._foreach_add_(weights, list(updates.unbind()), alpha=-lr)
+        torch._foreach_add_(weights, _updates(directions), alpha=-lr)
+
+
+def _updates(directions: list[Tensor]) -> list[Tensor]:
+    """Directions of one shape [out, in, kh, kw], each orthogonalised as a matrix [out, in * kh * kw]."""
+    if directions[0].is_cuda:
+        stack = torch.stack([direction.flatten(1) for direction in directions]).bfloat16()
+        return list(orthogonalise(stack).to(directions[0].dtype).view(-1, *directions[0].shape).unbind())
+    return [orthogonalise(direction.flatten(1)).view_as(direction) for direction in directions]
 
 
 def _by_shape(weights: list[Tensor]) -> list[list[Tensor]]:
