@@ -9,6 +9,7 @@ from collections import namedtuple
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -28,18 +29,25 @@ TAPS = 3
 """Side of the convolutions' kernels."""
 SIZES = (2, 3, 4, 5, 6, 7)
 """Sides of the squares of outputs that a tile may give; the error grows with them (bench/LOG.md)."""
+
+
+def _both(numerator: int, denominator: int) -> tuple[Fraction, Fraction]:
+    return Fraction(numerator, denominator), Fraction(-numerator, denominator)
+
+
 _SMALL = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2), Fraction(-3, 4))
-_POINTS = {
+_POINTS: dict[int, tuple[Fraction | int, ...]] = {
     2: _SMALL[:3],
-    # Found by trying: for bfloat16's sake, whose error they take down by a half.
-    3: (0, Fraction(2, 3), Fraction(-2, 3), -2),
-    4: (0, Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)),
-    **{size: _SMALL[: size + 1] for size in (5, 6, 7)},
+    # Of least error, found by descent (bench/LOG.md): for bfloat16's sake, whose error they take down by a half.
+    3: (*_both(2, 5), *_both(5, 4)),
+    4: (0, *_both(2, 3), *_both(3, 2)),
+    5: (*_both(2, 7), *_both(6, 7), *_both(7, 4)),
+    **{size: _SMALL[: size + 1] for size in (6, 7)},
 }
-TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH = range(4)
-"""The uses of a size's matrices: B^T, A^T, A and B."""
-TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES = range(4)
-"""What is done with images: see `kernel`."""
+TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH, TO_PLACES, FROM_PLACES = range(6)
+"""The uses of a size's matrices: B^T, A^T, A, B, G and G^T."""
+TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES, WEIGHT_TILES = range(5)
+"""What is done with images, and with a weight: see `kernel`."""
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -83,9 +91,41 @@ def _polynomial(roots: Sequence[Fraction]) -> tuple[Fraction, ...]:
 
 
 def _matrix(size: int, use: int) -> Matrix:
-    output, _, data = matrices(size)
-    matrix = output if use in (FROM_PRODUCT, TO_GRADIENT) else data
-    return matrix if use in (TO_PATCH, FROM_PRODUCT) else tuple(zip(*matrix, strict=True))
+    output, kernel, data = matrices(size)
+    transposed_output, transposed_kernel, transposed_data = (
+        tuple(zip(*matrix, strict=True)) for matrix in (output, kernel, data)
+    )
+    return {
+        TO_PATCH: data,
+        FROM_PRODUCT: output,
+        TO_GRADIENT: transposed_output,
+        FROM_PATCH: transposed_data,
+        TO_PLACES: kernel,
+        FROM_PLACES: transposed_kernel,
+    }[use]
+
+
+def _factored(matrix: Matrix) -> tuple[Matrix, list[tuple[int, int]], list[tuple[int, int]]]:
+    """The matrix with fewer products, and pairs of its rows and of its columns that differ by signs alone.
+
+    In their places it has half their sum and half their difference. It is to be applied to sums and differences of the
+    columns' values, and of what it makes of them, sums and differences are the rows' results.
+    """
+    columns, column_pairs = _halved(tuple(zip(*matrix, strict=True)))
+    rows, row_pairs = _halved(tuple(zip(*columns, strict=True)))
+    return rows, row_pairs, column_pairs
+
+
+def _halved(rows: Matrix) -> tuple[Matrix, list[tuple[int, int]]]:
+    halved, pairs = list(rows), []
+    for one, other in combinations(range(len(rows)), 2):
+        both = list(zip(rows[one], rows[other], strict=True))
+        # Of rows that are all the same, or all the other way round, half the sum or the difference is nothing at all.
+        if all(abs(x) == abs(y) for x, y in both) and {x / y for x, y in both if y} == {1, -1}:
+            pairs.append((one, other))
+            halved[one] = tuple((x + y) / 2 for x, y in both)
+            halved[other] = tuple((x - y) / 2 for x, y in both)
+    return tuple(halved), pairs
 
 
 @intrinsic(prefer_literal=True)
@@ -100,12 +140,13 @@ def _transform(
     source_row: Any,
     source_column: Any,
 ) -> Any:
-    """Write M D M^T, of LANES channels, for the matrix M of a size and a use; FROM_PATCH adds to what is there.
+    """Write M D M^T, of LANES channels, for a size's and a use's matrix M; FROM_PATCH and FROM_PLACES add it.
 
     Rows and columns of D and of the target are as many values apart as is said.
     """
     matrix = _matrix(size.literal_value, use.literal_value)
-    adds = use.literal_value == FROM_PATCH
+    adds = use.literal_value in (FROM_PATCH, FROM_PLACES)
+    rows, row_pairs, column_pairs = _factored(matrix)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, _, target, *target_pitch, source, source_row, source_column = arguments
@@ -133,7 +174,16 @@ def _transform(
             builder.store(rounded(builder, value, target_has("avx512bf16")), there, align=2)
 
         def times_matrix(values: Sequence[Any]) -> list[Any]:
-            return [weighted_sum(row, values) for row in matrix]
+            # Of points a and -a: sums and differences are had once for all that takes them.
+            values = list(values)
+            for one, other in column_pairs:
+                a, b = values[one], values[other]
+                values[one], values[other] = builder.fadd(a, b), builder.fsub(a, b)
+            results = [weighted_sum(row, values) for row in rows]
+            for one, other in row_pairs:
+                a, b = results[one], results[other]
+                results[one], results[other] = builder.fadd(a, b), builder.fsub(a, b)
+            return results
 
         def weighted_sum(row: Sequence[Fraction], values: Sequence[Any]) -> Any:
             terms = [(weight, value) for weight, value in zip(row, values, strict=True) if weight]
@@ -179,7 +229,7 @@ def transform(size: int, use: int, in_words: bool) -> Any:
 
     Its `address` is what a layout has.
     """
-    into = use in (TO_PATCH, TO_GRADIENT)
+    into = use in (TO_PATCH, TO_GRADIENT, TO_PLACES)
     target_in_words, source_in_words = in_words and into, in_words and not into
 
     def of_tile(target, target_row, target_column, source, source_row, source_column, channels):
@@ -333,9 +383,39 @@ def _unpool_tiles(gradient, numbers, task, first, last):
         _transform_tiles(layout, image, frame, row_floats, padded, True)
 
 
-@lru_cache(maxsize=8)
+WeightLayout = namedtuple(
+    "WeightLayout",
+    "transform tiles tiles_bytes tiles_row tiles_column taps taps_bytes taps_row taps_column channels into",
+)
+"""What is to be done with a weight: a transform's address; of its tiles once it is transformed, and of its taps, an
+address, the bytes from one output's to the next, the values from a row and from a column to the next; channels of the
+images, a multiple of LANES; and whether tiles are made of taps or the other way round.
+"""
+_weight_layout = reader(WeightLayout)
+
+
+@compiled
+def _weight_tiles(numbers, first, last):
+    """Transform the taps of outputs first to last, or add the tiles of these, transformed back, to them."""
+    told = _weight_layout(numbers)
+    for output in range(first, last):
+        tiles = (told.tiles + output * told.tiles_bytes, told.tiles_row, told.tiles_column)
+        taps = (told.taps + output * told.taps_bytes, told.taps_row, told.taps_column)
+        if told.into:
+            call(told.transform, (*tiles, *taps, told.channels))
+        else:
+            call(told.transform, (*taps, *tiles, told.channels))
+
+
+@lru_cache(maxsize=16)
 def kernel(step: int, in_words: bool) -> Any:
     """One of the steps above for one kind of values: what threads.share_out takes."""
+    if step == WEIGHT_TILES:
+
+        def of_weight(numbers, task, first, last):
+            _weight_tiles(numbers, first, last)
+
+        return shared(of_weight)
 
     def of_share(numbers, task, first, last):
         values = values_at(numbers[_NUM_LAYOUT], in_words)

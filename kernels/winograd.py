@@ -9,20 +9,22 @@ In float32 the result is the library's but for some 1e-5 of it. In bfloat16, who
 float32 and rounds once, patches and products are rounded too, and errors are some 2 % of the result's size.
 """
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastcifar.kernels import numba_tiles
 from fastcifar.kernels.maps import Pooled, Sums, empty
 from fastcifar.kernels.numba_tiles import (
     FROM_PATCH,
+    FROM_PLACES,
     FROM_PRODUCT,
     FROM_TILES,
     LANES,
@@ -31,8 +33,10 @@ from fastcifar.kernels.numba_tiles import (
     TAPS,
     TO_GRADIENT,
     TO_PATCH,
+    TO_PLACES,
     TO_TILES,
     UNPOOL_TILES,
+    WEIGHT_TILES,
 )
 from fastcifar.kernels.threads import num_tasks_for, share_out
 
@@ -43,15 +47,16 @@ _WORTH = 0.6
 """Most multiplications, as a share of the direct way's, for which transforming is worth while."""
 _MIN_CHANNELS = {torch.float32: 16, torch.bfloat16: 64}
 """Fewest channels on either side for which it is: the faster the products, the more."""
-_MAX_SIZE = {torch.float32: 7, torch.bfloat16: 4}
-"""Side of the largest squares: their error grows with them (bench/LOG.md)."""
+_SIZES = {torch.float32: dict.fromkeys(SIZES, 1.0), torch.bfloat16: {2: 1.0, 3: 1.0, 4: 1.0, 5: 1.4}}
+"""Sides of the squares, and what a multiplication counts in each: in bfloat16 those of 5 have twice the error of those
+of 4 and larger transforms, so they must be much fewer, and those beyond have too much (bench/LOG.md)."""
 _PIECE = 2**26
 """Most transformed values made at a time, 256 MiB of float32: a batch of any size must not take more."""
 
 
 def pays(channels_in: int, channels_out: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
     """Whether a convolution that gives maps of this height and width is faster this way than the library's."""
-    if dtype not in _MAX_SIZE or min(channels_in, channels_out) < _MIN_CHANNELS[dtype] or min(height, width) < 1:
+    if dtype not in _SIZES or min(channels_in, channels_out) < _MIN_CHANNELS[dtype] or min(height, width) < 1:
         return False
     tiling = tiling_for(height, width, dtype)
     return tiling.multiplications <= _WORTH * TAPS**2 * height * width
@@ -79,19 +84,18 @@ class Tiling:
 @lru_cache(maxsize=256)
 def tiling_for(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tiling:
     """The tiling of an output that takes fewest multiplications; of several the smallest, which is the most exact."""
-    tilings = [Tiling(size, -(-height // size), -(-width // size)) for size in SIZES if size <= _MAX_SIZE[dtype]]
-    return min(tilings, key=lambda tiling: tiling.multiplications)
+    tilings = [Tiling(size, -(-height // size), -(-width // size)) for size in _SIZES[dtype]]
+    return min(tilings, key=lambda tiling: tiling.multiplications * _SIZES[dtype][tiling.size])
 
 
 def prepare(dtype: torch.dtype) -> None:
     """Have the compiled code for this dtype ready, which otherwise happens when a step or a size is first used."""
     in_words = dtype == torch.bfloat16
-    for step in (TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES):
+    for step in (TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES, WEIGHT_TILES):
         numba_tiles.kernel(step, in_words)
-    for size in SIZES:
-        for use in (TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH):
-            if size <= _MAX_SIZE[dtype]:
-                numba_tiles.transform(size, use, in_words)
+    for size in _SIZES[dtype]:
+        for use in (TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH, TO_PLACES, FROM_PLACES):
+            numba_tiles.transform(size, use, in_words)
 
 
 class Unpooled(NamedTuple):
@@ -102,31 +106,37 @@ class Unpooled(NamedTuple):
     by_channel: tuple[Tensor, Tensor, Tensor]
 
 
-@lru_cache(maxsize=len(SIZES))
-def _kernel_transform(size: int) -> Tensor:
-    """G on both sides of a kernel, as one matrix: float32 [(size + 2)^2, 9]."""
-    _, kernel, _ = numba_tiles.matrices(size)
-    matrix = np.array([[float(value) for value in row] for row in kernel])
-    return torch.from_numpy(np.kron(matrix, matrix)).float()
-
-
-def _transformed_weight(weight: Tensor, size: int) -> Tensor:
-    """[(size + 2)^2, channels_in, channels_out], of the weight's dtype."""
+def _transformed(weight: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """[(size + 2)^2, channels_out, channels_in] of a weight [channels_out, channels_in, 3, 3], in a dtype."""
     channels_out, channels_in = weight.shape[:2]
-    rows = weight.float().permute(2, 3, 1, 0).reshape(TAPS**2, channels_in * channels_out)
-    return _exact_product(_kernel_transform(size), rows).view(-1, channels_in, channels_out).to(weight.dtype)
+    taps = weight.float().permute(0, 2, 3, 1)
+    taps = F.pad(taps, (0, _padded(channels_in) - channels_in)).contiguous()
+    tiles = torch.empty(((size + 2) ** 2, channels_out, taps.shape[-1]), dtype=dtype)
+    _run_weight(TO_PLACES, size, tiles, taps)
+    return tiles[:, :, :channels_in]
 
 
-def _weight_gradient(by_place: Tensor, size: int) -> Tensor:
-    """[channels_out, channels_in, 3, 3] from the gradient of the transformed weight, both float32."""
-    _, channels_in, channels_out = by_place.shape
-    rows = _exact_product(_kernel_transform(size).T, by_place.view(-1, channels_in * channels_out))
-    return rows.view(TAPS, TAPS, channels_in, channels_out).permute(3, 2, 0, 1)
+def _run_weight(use: int, size: int, tiles: Tensor, taps: Tensor) -> None:
+    """Transform taps [channels_out, 3, 3, channels] to tiles [(size + 2)^2, channels_out, channels], or add these back.
 
-
-def _exact_product(left: Tensor, right: Tensor) -> Tensor:
-    with torch.autocast("cpu", enabled=False):  # which takes the product of float32 for one to be rounded
-        return left @ right
+    Taps are float32; channels have room for whole registers.
+    """
+    channels_out, *_, channels = taps.shape
+    in_words, pitch = tiles.dtype == torch.bfloat16, tiles.stride(0)
+    told = numba_tiles.WeightLayout(
+        numba_tiles.transform(size, use, in_words).address,
+        tiles=tiles.data_ptr(),
+        tiles_bytes=channels * tiles.element_size(),
+        tiles_row=(size + 2) * pitch,
+        tiles_column=pitch,
+        taps=taps.data_ptr(),
+        taps_bytes=taps.stride(0) * taps.element_size(),
+        taps_row=taps.stride(1),
+        taps_column=taps.stride(2),
+        channels=channels,
+        into=int(use == TO_PLACES),
+    )
+    share_out(numba_tiles.kernel(WEIGHT_TILES, in_words), channels_out, told, num_tasks_for(channels_out))
 
 
 def _padded(channels: int) -> int:
@@ -160,8 +170,8 @@ _MEMORY = _Memory()
 class Convolution:
     """A convolution's shapes and its weight, transformed: what its way forward and its way back have in common.
 
-    Tensors are all float32 or all bfloat16, on a CPU, results channels-last; the weight's gradient is float32. Nothing
-    is recorded for a gradient.
+    Images and outputs are all float32 or all bfloat16, on a CPU, results channels-last; the weight's gradient is
+    float32. Nothing is recorded for a gradient.
     """
 
     n: int
@@ -170,7 +180,7 @@ class Convolution:
     sides: Sides
     tiling: Tiling
     by_place: Tensor
-    """The transformed weight [places * places, channels_in, channels_out]."""
+    """The transformed weight [places * places, channels_out, channels_in]."""
 
     @classmethod
     def of(cls, images: Tensor, weight: Tensor, sides: Sides) -> "Convolution":
@@ -180,18 +190,18 @@ class Convolution:
         """
         n, _, height, width = images.shape
         left, right, top, bottom = sides
-        tiling = tiling_for(height + top + bottom + 1 - TAPS, width + left + right + 1 - TAPS, weight.dtype)
-        return cls(n, height, width, sides, tiling, _transformed_weight(weight, tiling.size))
+        tiling = tiling_for(height + top + bottom + 1 - TAPS, width + left + right + 1 - TAPS, images.dtype)
+        return cls(n, height, width, sides, tiling, _transformed(weight, tiling.size, images.dtype))
 
     @property
     def channels_in(self) -> int:
         """Channels of the images."""
-        return self.by_place.shape[1]
+        return self.by_place.shape[2]
 
     @property
     def channels_out(self) -> int:
         """Channels of the output."""
-        return self.by_place.shape[2]
+        return self.by_place.shape[1]
 
     @property
     def out_height(self) -> int:
@@ -232,17 +242,19 @@ class Convolution:
         if isinstance(gradient, Tensor):
             gradient = _channels_last(gradient)
         result = empty(*images.shape, dtype=self.dtype) if of_images else None
-        of_places = torch.zeros_like(self.by_place, dtype=torch.float32) if of_weight else None
+        taps = torch.zeros((self.channels_out, TAPS, TAPS, _padded(self.channels_in))) if of_weight else None
         for piece in self._pieces():
             patches, products = self._tiles(piece)
             self._to_gradients(gradient, piece, products)
-            if of_places is not None:
+            if taps is not None:
                 self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
-                _add_product(of_places, patches.transpose(1, 2), products)
+                of_places = self._of_places()
+                torch.bmm(products.transpose(1, 2), patches, out=of_places)
+                _run_weight(FROM_PLACES, self.tiling.size, of_places, taps)
             if result is not None:
-                torch.bmm(products, self.by_place.transpose(1, 2), out=patches)
+                torch.bmm(products, self.by_place, out=patches)
                 self._run(FROM_TILES, FROM_PATCH, piece, patches, result[piece])
-        return result, None if of_places is None else _weight_gradient(of_places, self.tiling.size)
+        return result, None if taps is None else taps[..., : self.channels_in].permute(0, 3, 1, 2)
 
     def _products(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The transformed output of each piece of the batch, in memory that the next piece takes."""
@@ -250,7 +262,7 @@ class Convolution:
         for piece in self._pieces():
             patches, products = self._tiles(piece)
             self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
-            torch.bmm(patches, self.by_place, out=products)
+            torch.bmm(patches, self.by_place.transpose(1, 2), out=products)
             yield piece, products
 
     def _to_gradients(self, gradient: Tensor | Unpooled, piece: slice, products: Tensor) -> None:
@@ -283,6 +295,11 @@ class Convolution:
             patches[:, num:], products[:, num:] = 0, 0
         return patches, products
 
+    def _of_places(self) -> Tensor:
+        """Memory for the gradient of the transformed weight, until the next call."""
+        shape = self.tiling.places**2, self.channels_out, _padded(self.channels_in)
+        return _MEMORY.take("of_places", self.dtype, math.prod(shape)).view(shape)[:, :, : self.channels_in]
+
     def _run(self, step: int, use: int, piece: slice, tiles: Tensor, *rest: Tensor) -> None:
         """Run one of numba_tiles' steps for a piece of the images or of the output, as the use has it."""
         # They are read by their addresses: maps of another dtype would be read beyond their ends.
@@ -314,14 +331,6 @@ class Convolution:
         )
         numbers = [*layout, *(tensor.data_ptr() for tensor in rest)]
         share_out(numba_tiles.kernel(step, in_words), n, numbers, num_tasks)
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add batches of left @ right to a float32 total."""
-    if left.dtype == total.dtype:
-        total.baddbmm_(left, right)
-    else:
-        total += torch.bmm(left, right)
 
 
 def _channels_last(images: Tensor) -> Tensor:

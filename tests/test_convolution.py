@@ -95,7 +95,15 @@ def test_winograds_bfloat16_is_near_the_librarys_float64(
     for our, their in zip(ours, theirs, strict=True):
         assert our.dtype == torch.bfloat16
         assert our.shape == their.shape
-        assert rms_error(our, their) < 0.06
+        # Squares of 5 have twice the error of those of 4.
+        assert rms_error(our, their) < (0.12 if our_size(images, sides) == 5 else 0.06)
+
+
+def our_size(images: torch.Tensor, sides: convolution.Sides) -> int:
+    """Side of the squares that the output is cut into."""
+    left, right, top, bottom = sides
+    height, width = images.shape[-2:]
+    return winograd.tiling_for(height + top + bottom - 2, width + left + right - 2, images.dtype).size
 
 
 def test_autocast_rounds_what_it_should_and_no_more() -> None:
@@ -125,8 +133,9 @@ def test_winograds_matrices_are_exact(size: int) -> None:
         *((torch.float32, size, 1e-5) for size in numba_tiles.SIZES[:-1]),
         (torch.float32, 7, 1e-4),
         (torch.bfloat16, 2, 0.01),
-        (torch.bfloat16, 3, 0.02),
+        (torch.bfloat16, 3, 0.015),
         (torch.bfloat16, 4, 0.03),
+        (torch.bfloat16, 5, 0.05),
     ],
 )
 def test_every_size_of_tile_works(dtype: torch.dtype, size: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +192,20 @@ def test_where_it_pays_in_bfloat16(channels: int, side: int, pays: bool) -> None
 
 @pytest.mark.parametrize(
     ("side", "size", "in_bfloat16"),
-    [(30, 6, 4), (15, 5, 4), (14, 7, 4), (7, 7, 4), (6, 6, 3), (4, 4, 4), (3, 3, 3), (2, 2, 2), (8, 4, 4), (9, 5, 3)],
+    [
+        (30, 6, 4),
+        (15, 5, 4),
+        (14, 7, 4),
+        (7, 7, 4),
+        (6, 6, 3),
+        (4, 4, 4),
+        (3, 3, 3),
+        (2, 2, 2),
+        (8, 4, 4),
+        (9, 5, 3),
+        (10, 5, 5),
+        (5, 5, 5),
+    ],
 )
 def test_tiles_fit_the_map(side: int, size: int, in_bfloat16: int) -> None:
     assert winograd.tiling_for(side, side).size == size

@@ -193,7 +193,7 @@ def test_an_epoch_left_early_leaves_nothing_behind(sets: Sets, name: str, stream
             for epochs in (range(4), range(4, 16)):
                 for epoch in epochs:
                     _leave_early(pipeline, epoch)
-                # Batches on their way are files and shared memory too, so what is held is counted when an epoch is over.
+                # Batches on their way are files and shared memory too: what is held is counted when an epoch is over.
                 assert sum(len(batch.labels) for batch in pipeline.epoch(99)) == NUM_TRAIN
                 inside.append(_held())
             assert _at_most(inside[0]), f"held (threads, files, shared memory): {inside[0]}, and then {_held()}"

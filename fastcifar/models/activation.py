@@ -35,7 +35,7 @@ def convolve_pool_norm_gelu(images: Tensor, weight: Tensor, norm: nn.BatchNorm2d
     """`norm_gelu` of `convolve_3x3`'s output, pooled; where it pays, that output is never written to memory."""
     if _takes_ours(images, norm) and takes_winograd(images, weight, sides):
         dtype = compute_dtype(images)
-        return _ConvolvePoolNormGelu.apply(images.to(dtype), weight.to(dtype), norm.bias, norm, sides)
+        return _ConvolvePoolNormGelu.apply(images.to(dtype), weight, norm.bias, norm, sides)
     return norm_gelu(convolve_3x3(images, weight, sides=sides), norm, pool=True)
 
 

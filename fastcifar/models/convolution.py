@@ -49,7 +49,8 @@ def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None = None, sid
     if way is None:
         return _convolve(images, weight, bias, sides)
     dtype = compute_dtype(images)
-    output = way.apply(images.to(dtype), weight.to(dtype), sides)
+    # Winograd's way rounds the weight once it is transformed, and not before.
+    output = way.apply(images.to(dtype), weight if way is _Winograd else weight.to(dtype), sides)
     return output if bias is None else output + bias.to(dtype)[:, None, None]
 
 

@@ -1,6 +1,6 @@
 """Optimisers: Muon for convolutions, the library's for everything else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised, for convolution weights [out, in, kh, kw] read as [out, in * kh * kw].
+    """Momentum whose update is orthogonalised, for convolution weights [out, in, kh, kw] read as [out, kh * kw * in].
 
     Before each update a weight is scaled back to norm sqrt(out), as airbench94_muon does: batch norm makes its scale
     meaningless, and a fixed norm keeps the relative step what `lr` says. On a GPU weights of one shape are updated as
@@ -93,12 +93,16 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(weights, _updates(directions), alpha=-lr)
 
 
-def _updates(directions: list[Tensor]) -> list[Tensor]:
-    """Directions of one shape [out, in, kh, kw], each orthogonalised as a matrix [out, in * kh * kw]."""
-    if directions[0].is_cuda:
-        stack = torch.stack([direction.flatten(1) for direction in directions]).bfloat16()
-        return list(orthogonalise(stack).to(directions[0].dtype).view(-1, *directions[0].shape).unbind())
-    return [orthogonalise(direction.flatten(1)).view_as(direction) for direction in directions]
+def _updates(directions: Sequence[Tensor]) -> list[Tensor]:
+    """Directions of one shape [out, in, kh, kw], each orthogonalised as a matrix [out, kh * kw * in]."""
+    # The order of columns makes no difference to the result; this is the one in which channels-last memory has them.
+    matrices = [direction.permute(0, 2, 3, 1).flatten(1) for direction in directions]
+    if matrices[0].is_cuda:
+        updates = list(orthogonalise(torch.stack(matrices).bfloat16()).to(matrices[0].dtype).unbind())
+    else:
+        updates = [orthogonalise(matrix) for matrix in matrices]
+    out, channels, height, width = directions[0].shape
+    return [update.view(out, height, width, channels).permute(0, 3, 1, 2) for update in updates]
 
 
 def _by_shape(weights: list[Tensor]) -> list[list[Tensor]]:
