@@ -168,7 +168,7 @@ def _augment(
         scratch=scratch,
         scratch_bytes=task_bytes,
         out=out.data_ptr(),
-        is_drawn=not drawing,
+        draw=numba_draw.draw.address if drawing else 0,
     )
     share_out(numba_pixels.augment, num_images, (*batch, *drawing), num_tasks)
 

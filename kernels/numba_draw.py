@@ -246,13 +246,14 @@ Drawing = namedtuple("Drawing", "seed epoch indices settings amounts cutmix_tabl
 Of the indices, int64 [n]; of the settings, int64, and their amounts, float32, as `plan.Settings` orders them; of the
 quantiles of CutMix's and MixUp's weights, float32; of the plan's arrays.
 """
-read_drawing = reader(Drawing)
+_drawing = reader(Drawing)
 
 
-@compiled
-def fill_plan(drawing, first, last, ints, floats):
-    """Fill rows first..last-1 of a plan, which are to lie at ints and floats, by a Drawing."""
-    indices = longs_at(drawing.indices)
+@shared
+def draw(numbers, task, first, last):
+    """Fill rows first..last-1 of a plan. numbers: a Drawing."""
+    drawing = _drawing(numbers)
+    indices, ints, floats = longs_at(drawing.indices), ints_at(drawing.ints), floats_at(drawing.floats)
     settings, amounts = longs_at(drawing.settings), floats_at(drawing.amounts)
     height, width, padding = settings[SETTING_HEIGHT], settings[SETTING_WIDTH], settings[SETTING_PADDING]
     flip, cutout = settings[SETTING_FLIP], settings[SETTING_CUTOUT]
@@ -276,8 +277,8 @@ def fill_plan(drawing, first, last, ints, floats):
             _U(drawing.seed),
             _words(),
             _box_words(),
-            moved(ints, (start - first) * NUM_INTS),
-            moved(floats, (start - first) * NUM_FLOATS),
+            moved(ints, start * NUM_INTS),
+            moved(floats, start * NUM_FLOATS),
         )
         _draw_nothing(block)
         # Words cost more than all else: none are drawn that nothing needs.
@@ -292,14 +293,6 @@ def fill_plan(drawing, first, last, ints, floats):
             _draw_colour(block, saturation_low, saturation_high, hue)
         if mixing.probability > _ZERO:
             _draw_mixing(block, mixing, indices)
-
-
-@shared
-def draw(numbers, task, first, last):
-    """Fill rows first..last-1 of a plan. numbers: a Drawing."""
-    drawing = read_drawing(numbers)
-    ints, floats = ints_at(drawing.ints), floats_at(drawing.floats)
-    fill_plan(drawing, first, last, moved(ints, first * NUM_INTS), moved(floats, first * NUM_FLOATS))
 
 
 @compiled_for(types.void(types.int64[::1], types.uint64, types.uint64))

@@ -14,15 +14,16 @@ from numba import types
 
 from fastcifar.kernels.numba_cast import blend, normalise, normalise_plane, to_float32, to_words
 from fastcifar.kernels.numba_colour import saturate, turn_hue
-from fastcifar.kernels.numba_draw import fill_plan, read_drawing
+from fastcifar.kernels.numba_draw import Drawing
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_rows import fill_texture, move_rows, rotate_rows
-from fastcifar.kernels.numba_share import reader, shared
+from fastcifar.kernels.numba_share import call, reader, shared
 from fastcifar.kernels.numba_task import BAND_PIXELS, Place, prepare
 from fastcifar.kernels.numba_vector import (
     CACHE_LINE,
     LANES,
     PASTED_BYTES,
+    address_of,
     bytes_at,
     floats_at,
     floats_in,
@@ -296,17 +297,32 @@ def _is_by_blend(own, partner):
 
 Batch = namedtuple(
     "Batch",
-    "num_images height width reflect kind images rows ints floats scale shift scratch scratch_bytes out is_drawn",
+    "num_images height width reflect kind images rows ints floats scale shift scratch scratch_bytes out draw",
 )
 """What `augment` takes: sizes, whether images are extended by reflection, the kind of output, and addresses.
 
 Of the images, uint8 [N, 3 h w]; of the rows that the batch shows, int64 [num_images]; of the plan's arrays; of scale
-and shift, float32 [3]; of the tasks' scratch memory, so many bytes each; and of the output, [num_images, 3 h w]. Last,
-whether the plan has been drawn; if not, the Drawing by which it is to be follows.
+and shift, float32 [3]; of the tasks' scratch memory, so many bytes each; of the output, [num_images, 3 h w]; and of
+numba_draw.draw where the plan is still to be drawn, by the Drawing that follows, or 0.
 """
 _batch = reader(Batch)
 _NUM_BATCH_NUMBERS = len(Batch._fields)
 _ints, _floats = room_for(types.int32, NUM_INTS), room_for(types.float32, NUM_FLOATS)
+_NUM_DRAWING_NUMBERS = len(Drawing._fields)
+_drawing = room_for(types.int64, _NUM_DRAWING_NUMBERS)
+_AT_INTS, _AT_FLOATS = Drawing._fields.index("ints"), Drawing._fields.index("floats")
+
+
+@compiled
+def _draw_row(draw, numbers, task, row, ints, floats):
+    """Draw one row of a plan into memory of its own. draw: the address of numba_draw.draw; numbers: a Drawing."""
+    drawing = _drawing()
+    for at in range(_NUM_DRAWING_NUMBERS):
+        drawing[at] = numbers[at]
+    # The row is written so many rows behind where these lie. Rows are of four bytes a number.
+    drawing[_AT_INTS] = address_of(ints) - 4 * row * NUM_INTS
+    drawing[_AT_FLOATS] = address_of(floats) - 4 * row * NUM_FLOATS
+    call(draw, (drawing, task, row, row + 1))
 
 
 @shared
@@ -323,13 +339,13 @@ def augment(numbers, task, first, last):
     all_ints, all_floats = ints_at(batch.ints), floats_at(batch.floats)
     after = last if last < num_images else 0
     last_ints, last_floats = moved(all_ints, after * NUM_INTS), moved(all_floats, after * NUM_FLOATS)
-    if batch.is_drawn == 0:
-        drawing = read_drawing(moved(numbers, _NUM_BATCH_NUMBERS))
-        fill_plan(drawing, first, last, moved(all_ints, first * NUM_INTS), moved(all_floats, first * NUM_FLOATS))
+    if batch.draw != 0:
+        drawing = moved(numbers, _NUM_BATCH_NUMBERS)
+        call(batch.draw, (drawing, task, first, last))
         if not first <= after < last:
             # Another task fills that row, and may not have come to it.
             last_ints, last_floats = _ints(), _floats()
-            fill_plan(drawing, after, after + 1, last_ints, last_floats)
+            _draw_row(batch.draw, drawing, task, after, last_ints, last_floats)
     rotates = last_floats[ROTATION] != _ZERO
     for i in range(first, last):
         rotates |= all_floats[i * NUM_FLOATS + ROTATION] != _ZERO

@@ -38,6 +38,16 @@ def pointer_to(typing_context: Any, array: Any) -> Any:
     return types.CPointer(array.dtype)(array), generate
 
 
+@intrinsic
+def address_of(typing_context: Any, pointer: Any) -> Any:
+    """What a pointer points at, as an integer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ptrtoint(arguments[0], _LONG)
+
+    return types.int64(pointer), generate
+
+
 def _at_address(element: Any) -> Any:
     """Make a function that takes an address, an integer, and gives a pointer to elements of a type."""
 
