@@ -46,8 +46,8 @@ _POINTS: dict[int, tuple[Fraction | int, ...]] = {
 }
 TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH, TO_PLACES, FROM_PLACES = range(6)
 """The uses of a size's matrices: B^T, A^T, A, B, G and G^T."""
-TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES, WEIGHT_TILES = range(5)
-"""What is done with images, and with a weight: see `kernel`."""
+TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES = range(4)
+"""What is done with images: see `kernel`."""
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -383,39 +383,9 @@ def _unpool_tiles(gradient, numbers, task, first, last):
         _transform_tiles(layout, image, frame, row_floats, padded, True)
 
 
-WeightLayout = namedtuple(
-    "WeightLayout",
-    "transform tiles tiles_bytes tiles_row tiles_column taps taps_bytes taps_row taps_column channels into",
-)
-"""What is to be done with a weight: a transform's address; of its tiles once it is transformed, and of its taps, an
-address, the bytes from one output's to the next, the values from a row and from a column to the next; channels of the
-images, a multiple of LANES; and whether tiles are made of taps or the other way round.
-"""
-_weight_layout = reader(WeightLayout)
-
-
-@compiled
-def _weight_tiles(numbers, first, last):
-    """Transform the taps of outputs first to last, or add the tiles of these, transformed back, to them."""
-    told = _weight_layout(numbers)
-    for output in range(first, last):
-        tiles = (told.tiles + output * told.tiles_bytes, told.tiles_row, told.tiles_column)
-        taps = (told.taps + output * told.taps_bytes, told.taps_row, told.taps_column)
-        if told.into:
-            call(told.transform, (*tiles, *taps, told.channels))
-        else:
-            call(told.transform, (*taps, *tiles, told.channels))
-
-
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def kernel(step: int, in_words: bool) -> Any:
     """One of the steps above for one kind of values: what threads.share_out takes."""
-    if step == WEIGHT_TILES:
-
-        def of_weight(numbers, task, first, last):
-            _weight_tiles(numbers, first, last)
-
-        return shared(of_weight)
 
     def of_share(numbers, task, first, last):
         values = values_at(numbers[_NUM_LAYOUT], in_words)
@@ -429,3 +399,31 @@ def kernel(step: int, in_words: bool) -> Any:
             _unpool_tiles(values, numbers, task, first, last)
 
     return shared(of_share)
+
+
+WeightLayout = namedtuple(
+    "WeightLayout",
+    "transform tiles tiles_bytes tiles_row tiles_column taps taps_bytes taps_row taps_column channels into",
+)
+"""What is to be done with a weight: a transform's address; of its tiles once it is transformed, and of its taps, an
+address, the bytes from one output's to the next, the values from a row and from a column to the next; channels of the
+images, a multiple of LANES; and whether tiles are made of taps or the other way round.
+"""
+_weight_layout = reader(WeightLayout)
+
+
+@lru_cache(maxsize=1)
+def weight_kernel() -> Any:
+    """What transforms a weight, or adds to one what is transformed back: takes a WeightLayout, by threads.share_out."""
+
+    def of_outputs(numbers, task, first, last):
+        told = _weight_layout(numbers)
+        for output in range(first, last):
+            tiles = (told.tiles + output * told.tiles_bytes, told.tiles_row, told.tiles_column)
+            taps = (told.taps + output * told.taps_bytes, told.taps_row, told.taps_column)
+            if told.into:
+                call(told.transform, (*tiles, *taps, told.channels))
+            else:
+                call(told.transform, (*taps, *tiles, told.channels))
+
+    return shared(of_outputs)

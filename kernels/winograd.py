@@ -36,7 +36,6 @@ from fastcifar.kernels.numba_tiles import (
     TO_PLACES,
     TO_TILES,
     UNPOOL_TILES,
-    WEIGHT_TILES,
 )
 from fastcifar.kernels.threads import num_tasks_for, share_out
 
@@ -91,8 +90,9 @@ def tiling_for(height: int, width: int, dtype: torch.dtype = torch.float32) -> T
 def prepare(dtype: torch.dtype) -> None:
     """Have the compiled code for this dtype ready, which otherwise happens when a step or a size is first used."""
     in_words = dtype == torch.bfloat16
-    for step in (TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES, WEIGHT_TILES):
+    for step in (TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES):
         numba_tiles.kernel(step, in_words)
+    numba_tiles.weight_kernel()
     for size in _SIZES[dtype]:
         for use in (TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH, TO_PLACES, FROM_PLACES):
             numba_tiles.transform(size, use, in_words)
@@ -122,9 +122,9 @@ def _run_weight(use: int, size: int, tiles: Tensor, taps: Tensor) -> None:
     Taps are float32; channels have room for whole registers.
     """
     channels_out, *_, channels = taps.shape
-    in_words, pitch = tiles.dtype == torch.bfloat16, tiles.stride(0)
+    pitch = tiles.stride(0)
     told = numba_tiles.WeightLayout(
-        numba_tiles.transform(size, use, in_words).address,
+        numba_tiles.transform(size, use, tiles.dtype == torch.bfloat16).address,
         tiles=tiles.data_ptr(),
         tiles_bytes=channels * tiles.element_size(),
         tiles_row=(size + 2) * pitch,
@@ -136,7 +136,7 @@ def _run_weight(use: int, size: int, tiles: Tensor, taps: Tensor) -> None:
         channels=channels,
         into=int(use == TO_PLACES),
     )
-    share_out(numba_tiles.kernel(WEIGHT_TILES, in_words), channels_out, told, num_tasks_for(channels_out))
+    share_out(numba_tiles.weight_kernel(), channels_out, told, num_tasks_for(channels_out))
 
 
 def _padded(channels: int) -> int:

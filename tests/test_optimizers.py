@@ -21,16 +21,22 @@ def test_orthogonalising_brings_singular_values_near_one_and_keeps_the_vectors(s
     torch.testing.assert_close(inner, torch.diag_embed(values), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(64, 216), (256, 2304), (256, 216)])
+@pytest.mark.parametrize("shape", [(64, 216), (256, 2304), (256, 216), (1, 9)])
 def test_orthogonalising_by_gram_matrices_is_the_iteration(shape: tuple[int, int]) -> None:
-    """Singular values from 1 to 1e-6 of the largest, as gradients have them."""
+    """Singular values from 1 to 1e-6 of the largest, as gradients have them; as a stack, and each matrix by itself."""
     torch.manual_seed(0)
     random = torch.randn(2, *shape, dtype=torch.float64)
     u, values, vh = torch.linalg.svd(random, full_matrices=False)
     matrices = u * torch.logspace(0, -6, values.shape[-1], dtype=torch.float64) @ vh
     exact = optimizers.orthogonalise(matrices)
-    error = (optimizers.orthogonalise(matrices.float()) - exact).norm() / exact.norm()
-    assert error < 1e-5
+    by_itself = torch.stack([optimizers.orthogonalise(matrix) for matrix in matrices.float()])
+    for ours in (optimizers.orthogonalise(matrices.float()), by_itself):
+        assert (ours - exact).norm() / exact.norm() < 1e-5
+
+
+def test_what_is_zero_stays_zero() -> None:
+    for dtype in (torch.float32, torch.float64):
+        assert not optimizers.orthogonalise(torch.zeros(4, 36, dtype=dtype)).any()
 
 
 def test_muon_steps_by_the_orthogonalised_momentum_from_the_normed_weight() -> None:

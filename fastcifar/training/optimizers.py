@@ -21,7 +21,10 @@ def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
     # In 16 bits, nothing would be left of small singular values' squares.
-    x = _by_gram(x, steps) if x.dtype == torch.float32 else _one_by_one(x, steps)
+    if x.dtype == torch.float32:
+        x = _by_gram(x, steps)
+    else:
+        x = _one_by_one(x.reshape(-1, *x.shape[-2:]), steps).view_as(x)
     return x.mT if tall else x
 
 
