@@ -21,20 +21,18 @@ def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
     # In 16 bits, nothing would be left of small singular values' squares.
-    if x.dtype == torch.float32:
-        x = _by_gram(x, steps)
-    else:
-        x = _one_by_one(x.reshape(-1, *x.shape[-2:]), steps).view_as(x)
+    x = _by_gram(x, steps) if x.dtype == torch.float32 else _one_by_one(x, steps)
     return x.mT if tall else x
 
 
-def _one_by_one(x: Tensor, steps: int) -> Tensor:
+def _one_by_one(matrices: Tensor, steps: int) -> Tensor:
+    x = matrices.reshape(-1, *matrices.shape[-2:])
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + _TINY)
     for _ in range(steps):
         gram = x @ x.mT
         # a x + (b gram + c gram gram) x, in three products.
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
-    return x
+    return x.view_as(matrices)
 
 
 def _by_gram(x: Tensor, steps: int) -> Tensor:
