@@ -52,7 +52,8 @@ class Recipe(Target):
         assert self.config.parse(self.config.dumps(read)) == read, "does not read back equal"
 
     def says_where(self, message: str) -> bool:
-        return bool(re.match(r"([\w.]*'.{1,60}'?|[^:]{1,200}): ", message))
+        # Python quotes a name that holds an apostrophe the other way.
+        return bool(re.match(r"([\w.]*(['\"]).{1,60}\2?|[^:]{1,200}): ", message))
 
 
 class Run(Target):
