@@ -193,20 +193,10 @@ def test_where_it_pays_in_bfloat16(channels: int, side: int, pays: bool) -> None
 @pytest.mark.parametrize(
     ("side", "size", "in_bfloat16"),
     [
-        (30, 6, 4),
-        (15, 5, 4),
-        (14, 7, 4),
-        (7, 7, 4),
-        (6, 6, 3),
-        (4, 4, 4),
-        (3, 3, 3),
-        (2, 2, 2),
-        (8, 4, 4),
-        (9, 5, 3),
-        (10, 5, 5),
-        (5, 5, 5),
+        (30, 6, 4), (15, 5, 4), (14, 7, 4), (10, 5, 5), (9, 5, 3), (8, 4, 4),
+        (7, 7, 4), (6, 6, 3), (5, 5, 5), (4, 4, 4), (3, 3, 3), (2, 2, 2),
     ],
-)
+)  # fmt: skip
 def test_tiles_fit_the_map(side: int, size: int, in_bfloat16: int) -> None:
     assert winograd.tiling_for(side, side).size == size
     assert winograd.tiling_for(side, side, torch.bfloat16).size == in_bfloat16

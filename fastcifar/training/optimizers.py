@@ -43,11 +43,11 @@ def _by_gram(x: Tensor, steps: int) -> Tensor:
     gram = _product(x, x.mT)
     scale = 1 / (gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt() + _TINY)[..., None, None]
     gram *= scale**2
-    left = scale * torch.eye(x.size(-2), dtype=x.dtype, device=x.device)
+    left = scale
     for step in range(steps):
         polynomial = _product(gram, gram).mul_(_C).add_(gram, alpha=_B)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(_A)
-        left = _product(polynomial, left) if step else scale * polynomial
+        left = _product(polynomial, left) if step else polynomial * left
         if step < steps - 1:
             gram = _product(_product(polynomial, gram), polynomial)
     return _product(left, x)
