@@ -123,7 +123,7 @@ def load_notes(load: float, num_cores: int) -> list[str]:
 
 def device_slug(device: str, num_threads: int) -> str:
     """A device's name as part of a file's: `amd-epyc-2c-avx2`, `nvidia-h200`."""
-    name = re.sub(r"\(r\)|\(tm\)|\bprocessor\b|\bcpu\b|\d+-core|@.*$", " ", device.split(",", maxsplit=1)[0].lower())
+    name = re.sub(r"\(r\)|\(tm\)|\bprocessor\b|\bcpu\b|\d+-core|@[^(]*", " ", device.split(",", maxsplit=1)[0].lower())
     slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     if not num_threads:
         return slug

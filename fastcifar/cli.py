@@ -17,11 +17,11 @@ COMMANDS = {
     "compare": "several runs in one table and one plot",
     "predict": "write a submission file with one or several runs' predictions for unlabelled images",
     "preview": "draw what a recipe's augmentation does to training images",
-    "recipes": "list the recipes",
+    "recipes": "list the recipes, or print one with every setting",
     "convert": "write a data set as an FFCV, DALI or NumPy artefact",
     "inspect": "say what is in an artefact",
     "verify": "check an artefact's hashes and pixels",
-    "bench": "measure loaders, kernels, conversion and training steps",
+    "bench": "measure loaders, kernels, conversion and steps; gpu checks a GPU, plot and table show results",
     "summary": "print a network's layers: shapes, parameters, FLOPs, memory",
     "doctor": "say which pipelines work here and how to get the others; versions, device, data",
 }
@@ -59,7 +59,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fastcifar {__version__}")
         return 0
     if name not in COMMANDS:
-        return _fail(f": no command {name!r}; it takes one of: {', '.join(COMMANDS)}", 2)
+        from fastcifar.suggestion import did_you_mean
+
+        hint = did_you_mean(name, COMMANDS)
+        return _fail(f": no command {name!r}{hint}; it takes one of: {', '.join(COMMANDS)}", 2)
     try:
         return _run(name, argv[1:])
     except BrokenPipeError:

@@ -1,6 +1,5 @@
 """A run's configuration, filled from a TOML recipe and then from the command line; written down, and compared."""
 
-import difflib
 import json
 import re
 import tomllib
@@ -12,6 +11,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from fastcifar.schema import Config, shown
+from fastcifar.suggestion import did_you_mean
 
 
 def quoted(path: Path) -> str:
@@ -124,8 +124,7 @@ def build(kind: type, tree: Any, path: str) -> Any:
     known = {f.name: f for f in fields(kind)}
     for key in tree:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            hint = did_you_mean(key, known)
             raise ValueError(
                 f"{_join(path, key)}: no such setting{hint}; {path or 'a recipe'} takes {', '.join(known)}"
             )

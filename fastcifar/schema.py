@@ -37,7 +37,7 @@ class DataConfig:
     """Which images."""
 
     dataset: str = "auto"
-    """cifar10, cifar100, shapes10, or auto: CIFAR-10 where it can be had, else the drawn stand-in shapes10."""
+    """cifar10, cifar100, shapes10, or auto: the set at path or $FASTCIFAR_DATA, else CIFAR-10, else drawn shapes10."""
     path: str = ""
     """Folder or .tar.gz to read; empty: $FASTCIFAR_DATA, ./data, the cache folder, then a download."""
     validation: float = 0.0
@@ -196,7 +196,7 @@ class TrainConfig:
     """float32 (on a GPU with TF32 products), bfloat16, float16, or auto: bfloat16 where the device has units for it,
     else float32 (on a GPU float16)."""
     compile: str = "auto"
-    """on, off or auto: torch.compile on a GPU, where it is not measured yet; not on a CPU, where it gained nothing."""
+    """on, off or auto: torch.compile on a GPU, given a C compiler (unmeasured yet); not on a CPU: it gained nothing."""
     threads: int = 0
     """CPU threads; 0 takes what torch takes."""
     checkpoint_epochs: int = 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from fastcifar.kernels import checks
+from fastcifar.kernels.errors import MissingLibraryError
 from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, PlanKey, Settings, partners, settings_for
 from fastcifar.kernels.settings import Augmentation, Normalisation
 
@@ -152,7 +153,8 @@ def prepare(device: Any) -> None:
     """Have the compiled form for a device ready, which otherwise happens with the first batch.
 
     For a CPU it is read from Numba's cache or, the first time on a machine, compiled; for a GPU each process compiles
-    it, by making a batch of one pixel. device: torch.device or its name.
+    it, by making a batch of one pixel. device: torch.device or its name. Raises MissingLibraryError (a ValueError)
+    where what compiles for a GPU is not here, as does whatever is given images on one.
     """
     import torch
 
@@ -278,8 +280,19 @@ def _new_plan(augmentation: Augmentation, settings: Settings, num_images: int) -
     return Plan(ints, floats, settings.height, settings.width, augmentation.padding_mode)
 
 
+@lru_cache(maxsize=1)
 def cuda_form() -> ModuleType:
-    """Module of the compiled form for the GPU."""
-    from fastcifar.kernels import numba_cuda
+    """Module of the compiled form for the GPU. `MissingLibraryError` where Numba's CUDA target does not work here."""
+    try:
+        from fastcifar.kernels import numba_cuda
 
+        numba_cuda.load_compiler()
+    except (ImportError, OSError, RuntimeError) as error:
+        import torch
+
+        major = (torch.version.cuda or "13").partition(".")[0]
+        reason = " ".join(str(error).split())
+        raise MissingLibraryError(
+            f"Images on a GPU need numba-cuda, which does not load here ({reason}): pip install 'numba-cuda[cu{major}]'"
+        ) from error
     return numba_cuda

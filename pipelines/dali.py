@@ -53,14 +53,15 @@ class DaliPipeline(Pipeline):
         for start in range(0, len(order), self.batch_size):
             n = min(self.batch_size, len(order) - start)
             # DALI fills a last batch with images of the next epoch: left out here.
-            outputs = self._run(pipeline)
-            images, labels, indices = (_tensor(output)[:n] for output in outputs)
-            labels, indices = labels.reshape(n), indices.reshape(n)
-            self._check(labels.numpy(), indices.numpy(), order[start : start + n])
-            if self.device.type == "cuda":
-                # Of copies, because a GPU may read DALI's own pinned memory when DALI has filled it again.
-                labels, indices = (numbers.clone().to(self.device, non_blocking=True) for numbers in (labels, indices))
-            yield self._finish(images, labels, indices, epoch)
+            images_nhwc, *told = self._run(pipeline)
+            # As copies: beside a GPU these lie in pinned memory, which torch need not take from DALI, and which a GPU
+            # would still be reading when DALI fills it again.
+            labels_n, indices_n = (numbers.as_array().reshape(-1)[:n] for numbers in told)
+            self._check(labels_n, indices_n, order[start : start + n])
+            labels, indices = (
+                torch.from_numpy(numbers_n).to(self.device, non_blocking=True) for numbers_n in (labels_n, indices_n)
+            )
+            yield self._finish(_tensor(images_nhwc)[:n], labels, indices, epoch)
 
     def _run(self, pipeline: Any) -> Any:
         """A batch; `DataError` where DALI cannot parse the records. Only their places were checked beforehand."""
@@ -100,7 +101,7 @@ class DaliPipeline(Pipeline):
         graph = DaliGraph(
             batch_size=settings.batch_size,
             num_threads=settings.num_threads or torch.get_num_threads(),
-            device_id=(settings.device.index or 0) if on_gpu else None,
+            device_id=settings.device.index if on_gpu else None,
             seed=int(entropy.generate_state(1)[0] >> 1),
             prefetch_queue_depth=2,
         )

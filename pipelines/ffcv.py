@@ -54,25 +54,16 @@ class FfcvPipeline(Pipeline):
         if not len(order):
             return
         reading = self._loader.epoch(order)
-        copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        staging = None if self.device.type == "cpu" else _Staging(self.device)
         try:
             for outputs in reading:
-                images, labels, indices = (torch.from_numpy(outputs[place]) for place in self._places)
-                yield self._finish(images, labels.reshape(-1), indices.reshape(-1), epoch, copied)
-                if copied is not None:
-                    # Asked for the next batch, FFCV may overwrite what is still being copied to the GPU.
-                    copied.synchronize()
+                tensors = [torch.from_numpy(outputs[place]) for place in self._places]
+                images, labels, indices = tensors if staging is None else staging.send(tensors)
+                yield self._finish(images, labels.reshape(-1), indices.reshape(-1), epoch)
         finally:
             reading.stop()
 
-    def _finish(
-        self, images_nhwc: Tensor, labels: Tensor, indices: Tensor, epoch: int, copied: "torch.cuda.Event | None"
-    ) -> Batch:
-        if copied is not None:
-            images_nhwc, labels, indices = (
-                tensor.to(self.device, non_blocking=True) for tensor in (images_nhwc, labels, indices)
-            )
-            copied.record()
+    def _finish(self, images_nhwc: Tensor, labels: Tensor, indices: Tensor, epoch: int) -> Batch:
         if self._fuser is None:
             if images_nhwc.dtype == torch.int16:  # as which FFCV holds float16
                 images_nhwc = images_nhwc.view(torch.float16)
@@ -100,3 +91,28 @@ class FfcvPipeline(Pipeline):
             self._loader.memory_manager.unmap()
         del self._loader
         self._fuser = None
+
+
+class _Staging:
+    """The way of batches to a GPU, through two buffers in pinned memory: one is filled while the other is copied.
+
+    A copy from memory that is not pinned, such as FFCV's, would wait for the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: list[list[Tensor]] = [[], []]
+        self._copied = [torch.cuda.Event(), torch.cuda.Event()]
+        self._turn = 0
+
+    def send(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The tensors on the GPU, behind what its current stream has to do; their own memory is free on return."""
+        turn, self._turn = self._turn, 1 - self._turn
+        self._copied[turn].synchronize()
+        num = len(tensors[0])
+        if not self._buffers[turn] or len(self._buffers[turn][0]) < num:
+            self._buffers[turn] = [torch.empty_like(tensor, pin_memory=True) for tensor in tensors]
+        staged = [buffer[:num].copy_(tensor) for buffer, tensor in zip(self._buffers[turn], tensors, strict=True)]
+        sent = [tensor.to(self._device, non_blocking=True) for tensor in staged]
+        self._copied[turn].record(torch.cuda.current_stream(self._device))
+        return sent

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+from fastcifar.kernels.errors import MissingLibraryError
+
 _NEEDED = {
     "resident": ("torch",),
     "ffcv": ("torch", "numba", "cv2", "ffcv"),
@@ -24,10 +26,6 @@ _INSTALL = {
     "ffcv": _FFCV,
     "distutils": _FFCV,
 }
-
-
-class MissingLibraryError(ImportError, ValueError):
-    """A pipeline's library is not here: one sentence, with the line that installs it. A wrong setting, too."""
 
 
 def missing(name: str) -> str | None:

@@ -45,8 +45,8 @@ def open(
     augmentation: what is done to images; None: nothing. normalisation: None: mean and standard deviation of the
         artefact's training part, or of the images given. dtype: "float32", "bfloat16", "float16" or the torch.dtype
         of the images handed out.
-    device: where batches are handed out, "cpu", "cuda" or a GPU's name or torch.device; `resident` keeps the whole set
-        there.
+    device: where batches are handed out, "cpu", "cuda" (the current GPU) or a GPU's name or torch.device; `resident`
+        keeps the whole set there.
     seed, shuffle: the order and, but for `native`, the draws of an epoch are functions of `seed` and the epoch; without
         `shuffle`, the order is that of the data set. drop_last: leave out an incomplete last batch; else every image is
         shown once an epoch.
@@ -160,6 +160,9 @@ def _device(value: Any) -> torch.device:
     _check(
         device.type == "cpu" or torch.cuda.is_available(), "device", value, "cpu: there is no GPU that torch can use"
     )
+    if device.type == "cuda" and device.index is None:
+        # What "cuda" is may change from call to call, and not every library takes it for torch's current one.
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

@@ -66,6 +66,18 @@ def test_a_gpu_is_named_without_threads(tmp_path: Path) -> None:
     assert path.name.startswith("kernels_nvidia-h200_torch2.11_")
 
 
+@pytest.mark.parametrize(
+    ("device", "slug"),
+    [
+        ("Intel(R) Xeon(R) Processor @ 2.10GHz (sapphirerapids), 2 threads, AMX", "intel-xeon-sapphirerapids-2c-amx"),
+        ("AMD EPYC 7763 64-Core Processor (znver3), 2 threads, AVX2", "amd-epyc-7763-znver3-2c-avx2"),
+        ("AMD EPYC, 2 threads, AVX512", "amd-epyc-2c-avx512"),
+    ],
+)
+def test_a_cpu_is_named_with_its_kind_threads_and_units(device: str, slug: str) -> None:
+    assert results.device_slug(device, 2) == slug
+
+
 def test_the_newest_of_each_measurement_and_device_is_taken(tmp_path: Path) -> None:
     old = results.write_csv(result(date="2026-11-20"), tmp_path)
     new = [results.write_csv(result(), tmp_path) for _ in range(11)]

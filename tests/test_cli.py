@@ -1,5 +1,7 @@
 """The commands as a user meets them: in a process of their own, on a pipe."""
 
+import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -9,14 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from cifar_files import make
 
+from fastcifar import kernels
 from fastcifar.cli import COMMANDS, main
 from fastcifar.commands import doctor
 from fastcifar.commands.speedrun import RECIPES
 from fastcifar.data import shapes10
 from fastcifar.data.download import ARCHIVES
+from fastcifar.kernels.errors import MissingLibraryError
 from fastcifar.schema import Config
+from fastcifar.training import device
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +77,23 @@ def test_several_runs_end_with_their_mean(folder: Path, tmp_path: Path) -> None:
     assert [card["seed"] for card in summary["cards"]] == [0, 1]
 
 
+@pytest.mark.parametrize("command", ["speedrun", "train"])
+def test_a_failure_while_drawing_takes_no_result_and_no_run_away(
+    command: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no\nfont")
+
+    monkeypatch.setattr("fastcifar.evaluation.results.draw_finished", fail)
+    small = ["model.widths=[8, 8, 8]", "pipeline.batch_size=50", "train.epochs=0.2"]
+    sets = [word for setting in small for word in ("--set", setting)]
+    runs = ["--runs", "2"] if command == "speedrun" else []
+    assert main([command, "--data", str(folder), "--out", str(tmp_path / "run"), *runs, *sets]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("no pictures: no font") == (2 if runs else 1)
+    assert len(json.loads(lines[-1]).get("cards", [])) == (2 if runs else 0)
+
+
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder without data, on a machine that no data set can be downloaded to."""
@@ -99,8 +122,9 @@ def test_without_cifar10_the_whole_job_is_shown_on_the_stand_in(
     monkeypatch.setattr(shapes10, "NUM_TEST", 100)
     small = ["model.widths=[8, 8, 8]", "pipeline.batch_size=50", "train.epochs=1"]
     sets = [word for setting in small for word in ("--set", setting)]
-    assert main(["speedrun", "--no-pictures", "--out", str(nowhere / "run"), *sets]) == 0
+    assert main(["speedrun", "--target", "95", "--no-pictures", "--out", str(nowhere / "run"), *sets]) == 0
     out = capsys.readouterr().out
+    assert "--target 95 is for cifar10; shapes10 has its own, 90 %\n" in out
     assert "No CIFAR-10: " in out and "not downloaded: " in out
     card = json.loads(out.splitlines()[-1])
     assert (card["dataset"], card["recipe"], card["target"]) == ("shapes10", "speedrun-shapes10", 0.9)
@@ -127,15 +151,22 @@ def test_a_target_picks_its_recipe(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["traine"], "no command 'traine'"),
+        (["traine"], "no command 'traine' (did you mean train?); it takes one of: speedrun, "),
+        (["xyz"], "no command 'xyz'; it takes one of: speedrun, "),
         (["train", "--set", "optimizer.lr=fast"], "optimizer.lr: got 'fast', takes a number"),
         (["train", "--recipe", "nope"], "recipe: got 'nope'"),
         (["train", "--pipeline", "petastorm"], "pipeline.name: got 'petastorm'"),
         (["train", "--dataset", "mnist"], "data.dataset: got 'mnist'"),
+        (["train", "--dataset", "shapes10", "--data", "."], "--data: got ., takes nothing with --dataset shapes10"),
+        (["convert", "--to", "npy", "--dataset", "mnist"], "dataset: got 'mnist', takes one of auto, cifar10"),
         (["speedrun", "--runs", "0"], "--runs: got 0"),
         (["speedrun", "--target", "93"], "--target: got 93, takes one of 94, 95, 96, 97"),
+        (["record", "--target", "98"], "--target: got 98, takes one of 94, 95, 96, 97, or any with --recipe"),
+        (["record", "--target", "94.5"], "--target: got 94.5, takes one of 94, 95, 96, 97, or any with --recipe"),
+        (["compare"], "runs: got none"),
         (["speedrun", "--set", "data.path=here"], "--set data.path: speedrun takes it by --data"),
         (["speedrun", "--set", "data.dataset=cifar10"], "--set data.dataset: speedrun takes it by --dataset"),
+        (["speedrun", "--runs", "3", "--set", "seed =5"], "--set seed: speedrun takes it by --seed"),
         (["bench", "table", "--assert-min", "a=1"], "--assert-min, --assert-max: got table"),
         (["evaluate", "."], "not a run folder"),
         (["train", "--resume", "."], "not a run folder"),
@@ -161,12 +192,39 @@ def test_help_is_the_same_by_module(tmp_path: Path) -> None:
 
 
 def test_every_command_has_a_module_and_says_what_it_takes(tmp_path: Path) -> None:
-    import importlib
-
     for name in COMMANDS:
         command = importlib.import_module(f"fastcifar.commands.{name}")
         assert command.Args.__dataclass_fields__ is not None
         assert callable(command.run)
+        # The help shows a line break as it is.
+        assert all(line.count('"""') in (0, 2) for line in inspect.getsource(command.Args).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("evaluate", " RUN\n"),
+        ("compare", " RUN [RUN ...] "),
+        ("predict", " RUN [RUN ...] INPUT\n"),
+        ("recipes", " [NAME]\n"),
+        ("sweep", " SPACE\n"),
+        ("convert", " [SRC] "),
+        ("inspect", " ARTEFACT "),
+        ("verify", " ARTEFACT "),
+        ("summary", " NETWORK "),
+        ("train", "\n"),
+        ("speedrun", "\n"),
+        ("record", "\n"),
+    ],
+)
+def test_a_commands_help_names_what_it_takes_and_no_none(
+    command: str, usage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert usage in out.splitlines(keepends=True)[0]
+    assert not any(odd in out for odd in ("None", "(default: )", "(default: '')"))
 
 
 def test_help_comes_in_half_a_second(tmp_path: Path) -> None:
@@ -184,6 +242,24 @@ def test_doctor_names_every_pipeline(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert set(report["pipelines"]) == {"resident", "ffcv", "dali", "torchvision"}
     assert report["pipelines"]["resident"] is None
+
+
+def test_doctor_says_that_a_gpu_lacks_what_compiles_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def without(_: object) -> None:
+        raise MissingLibraryError("Images on a GPU need numba-cuda: pip install 'numba-cuda[cu13]'")
+
+    monkeypatch.setattr(device, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(device, "describe", lambda _: "a GPU")
+    monkeypatch.setattr(device, "pick_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(kernels, "prepare", without)
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["kernels"].endswith("pip install 'numba-cuda[cu13]'")
+    monkeypatch.setattr(kernels, "prepare", lambda _: None)
+    assert main(["doctor"]) == 0
+    assert "work on the GPU" in capsys.readouterr().out
 
 
 def test_doctor_says_what_is_missing_and_how_to_get_it(

@@ -58,6 +58,27 @@ def test_what_a_part_gave_the_gpu_counts_to_it(
         passed(1)
     seconds = clock.seconds()
     assert (seconds["evaluate"], seconds["other"]) == (4, 0)
+    # Of a part within another, too: what the outer one gave is waited for first.
+    with clock.part("train"):
+        passed(10)
+        with clock.part("evaluate"):
+            passed(1)
+    seconds = clock.seconds()
+    assert (seconds["train"], seconds["evaluate"], seconds["other"]) == (16, 8, 0)
+
+
+def test_a_part_ends_where_the_gpu_fails(passed: Callable[[float], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    clock = Clock(since_process_start=False)
+    with pytest.raises(RuntimeError, match="illegal"), clock.part("train"):
+        passed(1)
+    passed(2)
+    seconds = clock.seconds()
+    assert (seconds["train"], seconds["other"]) == (1, 2)
 
 
 def test_a_clock_that_jumps_changes_no_duration(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

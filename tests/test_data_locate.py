@@ -122,8 +122,15 @@ def test_a_path_that_was_given_must_hold_the_set(dataset: str, tmp_path: Path, m
 
 
 def test_another_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="dataset is 'mnist'; takes auto, cifar10, cifar100, shapes10"):
+    with pytest.raises(ValueError, match=r"^dataset: got 'mnist', takes one of auto, cifar10, cifar100, shapes10$"):
         locate("mnist")
+
+
+def test_a_path_is_refused_where_the_set_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_DATA", str(cifar_files.make(tmp_path / "environment").path))
+    assert locate("shapes10") == Source("shapes10", None, "drawn")
+    with pytest.raises(ValueError, match=f"^--data: got {tmp_path}, takes nothing with --dataset shapes10"):
+        locate("shapes10", tmp_path)
 
 
 def test_paths_with_spaces_and_other_letters(tmp_path: Path) -> None:

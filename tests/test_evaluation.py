@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fastcifar import pipelines
 from fastcifar.cli import main
 from fastcifar.evaluation import corruptions, measures
 from fastcifar.evaluation.finished import Finished
@@ -314,6 +315,19 @@ def test_a_run_without_weights_is_one_line(run: Path, tmp_path: Path, capsys: py
     (tmp_path / "config.toml").write_bytes((run / "config.toml").read_bytes())
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "weights.safetensors: no such file" in capsys.readouterr().err
+
+
+def test_running_out_of_memory_is_one_line_that_names_the_setting(
+    run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: out of memory\nand much more")
+
+    monkeypatch.setattr(pipelines, "open", full)
+    assert main(["evaluate", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "config.toml holds it: less takes less" in said and "with evaluate.batch_size " in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.parametrize("about", [[1], {"class_names": ["cat"]}, {"class_names": 5, "dataset": "x"}])

@@ -6,10 +6,11 @@ import cifar_files
 import pytest
 import torch
 from kernel_cases import CIFAR, pictures
+from pipeline_sets import FUSED, Sets, random_split
 from training_runs import terminate_at
 
 from fastcifar import config as configs
-from fastcifar import pipelines
+from fastcifar.data import Dataset
 from fastcifar.interruption import InterruptedRunError
 from fastcifar.kernels import Augmentation, draw_plan, ops
 from fastcifar.report.progress import Reporter
@@ -23,16 +24,17 @@ pytestmark = pytest.mark.gpu
 AUGMENTATION = Augmentation(crop_padding=2, flip="random", cutmix=1.0, mix_per="image")
 
 
-def test_resident_hands_out_on_a_gpu_what_it_does_on_a_cpu() -> None:
-    given = (pictures(70, 32, 32), torch.arange(70) % 10)
-    told = {"batch_size": 16, "augmentation": AUGMENTATION, "dtype": torch.bfloat16, "seed": 3}
-    with pipelines.open(given, device="cpu", **told) as cpu, pipelines.open(given, device="cuda", **told) as gpu:
+@pytest.mark.parametrize("name", FUSED)
+def test_a_pipeline_hands_out_on_a_gpu_what_it_does_on_a_cpu(tmp_path: Path, name: str) -> None:
+    sets = Sets(tmp_path, Dataset("noise", random_split(70, 0), random_split(9, 1, "test")))
+    told = {"batch_size": 16, "augmentation": AUGMENTATION, "dtype": torch.bfloat16, "seed": 3, "drop_last": False}
+    with sets.open(name, device="cpu", **told) as cpu, sets.open(name, device="cuda", **told) as gpu:
         for epoch in (0, 1):
             for expected, got in zip(cpu.epoch(epoch), gpu.epoch(epoch), strict=True):
-                for name in ("images", "labels", "mix_labels", "mix_weights", "indices"):
-                    one, other = getattr(expected, name), getattr(got, name)
+                for part in ("images", "labels", "mix_labels", "mix_weights", "indices"):
+                    one, other = getattr(expected, part), getattr(got, part)
                     assert other.is_cuda
-                    assert torch.equal(one, other.cpu()), (epoch, name)
+                    assert torch.equal(one, other.cpu()), (epoch, part)
 
 
 def test_operators_on_a_gpu() -> None:

@@ -83,6 +83,14 @@ try:
 except ValueError:
     count += 1
 raise_for_bad_rows(rows.device)
+# The flag may be made where nothing is learned, and is set back elsewhere.
+numba_cuda._bad_rows.cache_clear()
+with torch.inference_mode():
+    numba_cuda._launch(images, rows, rows, *nothing, settings, 0, 0, torch.float32, None)
+try:
+    raise_for_bad_rows("cpu")
+except ValueError:
+    count += 1
 print(count)
 """
 
@@ -97,7 +105,7 @@ def test_simulated_form_agrees_with_reference_on_every_bit():
         env={**os.environ, "NUMBA_ENABLE_CUDASIM": "1"},
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "18"
+    assert result.stdout.strip() == "19"
 
 
 COMPILED = """
@@ -229,6 +237,45 @@ def test_a_bad_row_on_a_gpu_is_told_of_once(device):
     with pytest.raises(ValueError, match=r"^rows_n: got a row outside the images"):
         raise_for_bad_rows(device)
     raise_for_bad_rows(device)
+
+
+WITHOUT = """
+import sys
+from fastcifar.kernels import dispatch
+from fastcifar.kernels.errors import MissingLibraryError
+if sys.argv[1] == "no target":
+    sys.modules["numba.cuda"] = None
+else:
+    import numba.cuda.cudadrv.nvvm
+
+    def nowhere():
+        raise numba.cuda.cudadrv.nvvm.NvvmSupportError("libNVVM cannot\\nbe found")
+
+    numba.cuda.cudadrv.nvvm.NVVM = nowhere
+for _ in range(2):
+    try:
+        dispatch.cuda_form()
+    except MissingLibraryError as error:
+        assert isinstance(error, ValueError) and isinstance(error, ImportError)
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(("lacks", "reason"), [("no target", "numba.cuda"), ("no compiler", "libNVVM cannot be found")])
+def test_without_numbas_cuda_target_or_its_compiler_one_sentence_says_how_to_get_them(lacks, reason):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT, lacks],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"},
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("Images on a GPU need numba-cuda, which does not load here (") and reason in line
+        assert re.search(r": pip install 'numba-cuda\[cu\d+\]'$", line)
 
 
 FLAGS = """

@@ -145,6 +145,26 @@ print("| run | epoch | tta_val_acc | time_seconds |")
         assert [peer.run().seconds for _ in seconds] == seconds
 
 
+def test_what_is_written_past_python_is_no_row(tmp_path: Path) -> None:
+    """As a C library does, or a process that the script starts."""
+    path = tmp_path / "script.py"
+    path.write_text("""
+import os, subprocess, sys
+print("| run | epoch | tta_val_acc | time_seconds |")
+for run in range(3):
+    os.write(1, b"a warning of the compiler's\\n{")
+    subprocess.run(["echo", "another"])
+    sys.__stdout__.write("and one of its own\\n")
+    sys.__stdout__.flush()
+    print("| %s | eval | 0.5 | %s |" % (run, run + 1))
+raise SystemExit("no more runs")
+""")
+    with Peer(path) as peer:
+        first = peer.run().seconds
+        assert peer.run().seconds == first + 1
+        assert b"warning of the compiler" in (Path(peer._folder.name) / "log").read_bytes()
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_is_made_half_is_half_or_single(dtype: str) -> None:
     ended = subprocess.run([sys.executable, "-c", HALF % dtype], check=False, capture_output=True, text=True)

@@ -21,7 +21,7 @@ from pipeline_sets import RAW, Sets, pixels, random_split
 from fastcifar import pipelines
 from fastcifar.data import DataError, Dataset
 from fastcifar.kernels import Augmentation
-from fastcifar.pipelines import libraries, order
+from fastcifar.pipelines import libraries, opening, order
 
 FOR_ARRAYS = ("resident", "torchvision")
 
@@ -132,6 +132,13 @@ def test_wrong_settings_are_named(sets: Sets, told: dict[str, Any], says: str) -
         pipelines.open(sets.artefact("resident"), **{"batch_size": 10, **told})
     assert str(error.value).startswith(says)
     assert "\n" not in str(error.value)
+
+
+def test_the_current_gpu_is_taken_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    found = [opening._device(name) for name in ("cuda", torch.device("cuda"), "cuda:0", "cpu")]
+    assert [str(device) for device in found] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

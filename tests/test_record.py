@@ -23,7 +23,8 @@ SMALL = ["model.widths=[8, 16, 16]", "train.epochs=2", "pipeline.batch_size=50",
 
 def command(data: Path, out: Path, name: str, *settings: str) -> list[str]:
     sets = [part for setting in (*SMALL, *settings) for part in ("--set", setting)]
-    return ["record", "--data", str(data), "--target", "20", "--out", str(out), "--name", name, *sets]
+    aim = ["--recipe", "speedrun", "--target", "20"]
+    return ["record", "--data", str(data), *aim, "--out", str(out), "--name", name, *sets]
 
 
 def files_in(place: Path) -> list[str]:
@@ -200,6 +201,28 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path, capsys:
     assert seconds.pop("total") == pytest.approx(sum(seconds.values()))
     assert len((place / "seed0" / "metrics.jsonl").read_text().splitlines()) == 2
     assert files_in(place) == sorted([*(f"seed0/{name}" for name in record.KEPT), "record.json"])
+
+
+def test_a_run_that_is_finished_and_not_yet_kept_reads_the_test_set_no_second_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a checkpoint, which would be one more reason to go on."""
+    data = make(tmp_path / "data", num_test=100).path
+    told = [*command(data, tmp_path, "one", "train.epochs=1", "train.checkpoint_epochs=0"), "--runs", "1"]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "keep", interrupt)
+        assert main(told) == 130
+    card = json.loads((tmp_path / "one" / ".seed0.part" / "card.json").read_text())
+    monkeypatch.setattr(Session, "predictions", lambda *_: pytest.fail("the test set is read again"))
+    assert main([*told, "--set", "optimizer.lr=0.1"]) == 2
+    assert "optimizer.lr is " in capsys.readouterr().err
+    assert main(told) == 0
+    assert json.loads((tmp_path / "one" / "seed0" / "card.json").read_text())["seconds"] == card["seconds"]
+    assert not (tmp_path / "one" / ".seed0.part").exists()
 
 
 def test_a_run_that_left_no_checkpoint_begins_anew_by_any_settings(

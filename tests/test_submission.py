@@ -276,6 +276,7 @@ def test_a_run_predicts_without_the_data_it_was_trained_on(
 
 def test_wrong_arguments_are_one_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for arguments, message in (
+        (["--out", str(tmp_path / "o.csv")], "got 0 paths, takes one run folder or more"),
         ([str(runs[0]), "--out", str(tmp_path / "o.csv")], "got 1 path, takes one run folder or more"),
         ([str(runs[0]), str(tmp_path / "no.pkl"), "--out", str(tmp_path / "o.csv")], "no.pkl: is not there"),
         ([str(tmp_path), str(tmp_path), "--out", str(tmp_path / "o.csv")], "not a run folder"),

@@ -1,6 +1,7 @@
 """`fastcifar summary`: the table that one of the teams made by hand, and its totals."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,14 @@ def test_modified_resnet_has_the_published_summary(capsys: pytest.CaptureFixture
     assert printed["forward/backward"] == "10.50 MB"
     assert printed["parameter memory"] == "10.60 MB"
     assert printed["total"] == "21.11 MB"
+
+
+def test_a_recipe_stands_for_its_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert totals(capsys, "speedrun")["parameters"] == totals(capsys, "speednet")["parameters"]
+    assert totals(capsys, "speedrun-95")["parameters"] == "4,606,520"
+    (tmp_path / "mine.toml").write_text('name = "mine"\n[model]\nwidths = [8, 16, 16]\n')
+    mine = models.build("speednet", num_classes=10, widths=(8, 16, 16))
+    assert totals(capsys, str(tmp_path / "mine.toml"))["parameters"] == f"{models.num_parameters(mine):,}"
 
 
 @pytest.mark.parametrize("name", models.NAMES)
@@ -122,7 +131,7 @@ def test_json_says_what_the_table_says(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["resnet9000"], "resnet9000"),
+        (["resnet9000"], "NETWORK: got 'resnet9000', takes one of speednet, "),
         (["resnet4m", "--size", "0"], "size: got 0, takes a whole number above 0"),
         (["resnet4m", "--batch", "-1"], "batch: got -1, takes a whole number above 0"),
         (["resnet4m", "--classes", "0"], "num_classes: got 0"),

@@ -1,24 +1,32 @@
 """Training, from a CIFAR folder to the card: it learns, repeats its bits, and does what its settings say."""
 
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from cifar_files import make
 from safetensors.torch import load_file, save_file
+from torch._dynamo.testing import CompileCounter
 from training_runs import same_run, small_config, terminate_at, train
 
+from fastcifar import artefacts
 from fastcifar import config as configs
 from fastcifar.data import stratified_rows
 from fastcifar.interruption import InterruptedRunError
+from fastcifar.models.speednet import SpeedNet
 from fastcifar.pipelines import Batch
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
-from fastcifar.training import loop, losses, resolution
-from fastcifar.training.device import pick_dtype
-from fastcifar.training.session import build_network
+from fastcifar.training import device, loop, losses, resolution, session
+from fastcifar.training.clock import Clock
+from fastcifar.training.device import pick_dtype, use_compile, without_compiler
+from fastcifar.training.session import build_network, find_data
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +86,6 @@ def test_progressive_resolution_takes_each_stage_in_its_share_of_the_run() -> No
 
 
 def test_validation_rows_are_stratified_and_leave_the_rest() -> None:
-    import numpy as np
-
     labels_n = np.repeat(np.arange(10), 50)
     train_rows, held_rows = stratified_rows(labels_n, 0.2, seed=3)
     assert sorted([*train_rows, *held_rows]) == list(range(500))
@@ -136,10 +142,81 @@ def test_a_compiled_run_takes_the_steps_of_one_that_is_not(
     """All that compiling adds to a run, but for the compiler: the warm-up must leave nothing behind."""
     stages = "train.resolution=[{until=0.5, pixels=24}, {until=1, pixels=32}]"
     plain = train(small_config(folder, stages), tmp_path / "plain")
+    monkeypatch.setattr(device, "without_compiler", lambda _: None)
     monkeypatch.setattr(loop, "compiled", lambda network: network)
     card = train(small_config(folder, stages, "train.compile=on"), tmp_path / "compiled")
     assert (plain.compiled, card.compiled) == (False, True)
     same_run(tmp_path / "plain", tmp_path / "compiled")
+
+
+def test_a_step_is_compiled_whole_and_anew_at_its_turns_alone(folder: Path) -> None:
+    """Nothing of the network is left to Python, and no step between the turns waits for a compiler."""
+    stages = "train.resolution=[{until=0.4, pixels=16}, {until=0.7, pixels=24}, {until=1, pixels=32}]"
+    config = small_config(folder, stages, "train.epochs=5", "train.whiten_epochs=1.2")
+    torch.compiler.reset()  # what other tests have compiled counts to the same limit
+    network = build_network(config.model, 10).to(memory_format=torch.channels_last).train()
+    state = loop.new_state(network, config, torch.float32)
+    seen = CompileCounter()
+    forward = torch.compile(network, backend=seen, fullgraph=True, dynamic=False)
+    images = torch.rand(50, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(50) % 10
+    batch = Batch(images, labels, labels.roll(-1), torch.rand(50), torch.arange(50))
+    steps_per_epoch = 4
+    turns = loop.turning_steps(config, steps_per_epoch)
+    assert turns == [0, 5, 8, 14]
+    for state.step in range(20):
+        loop.take_step(state, forward, batch, config, torch.float32, steps_per_epoch)
+        assert seen.frame_count == sum(turn <= state.step for turn in turns), state.step
+
+
+def test_what_a_run_compiled_is_let_go_of(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it comes to its end or not: of many runs in a process, each would hold a step's memory on a GPU."""
+    forgotten = []
+    monkeypatch.setattr(loop, "forget_compiled", lambda: forgotten.append(True))
+    train(small_config(folder, "train.epochs=0.1"), tmp_path / "run")
+    assert len(forgotten) == 1
+    with pytest.raises(ValueError, match="batch_size"):
+        train(small_config(folder, "pipeline.batch_size=501"), tmp_path / "fails")
+    assert len(forgotten) == 2
+
+
+def test_a_gpus_compiled_step_says_where_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu(torch.nn.Identity):
+        def parameters(self, recurse: bool = True):
+            return iter([SimpleNamespace(is_cuda=True)])
+
+    told = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: lambda x: told.append("forward") or network(x))
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: told.append("step"))
+    forward = loop.compiled(OnGpu())
+    for _ in range(2):
+        forward(torch.zeros(1))
+    assert told == ["step", "forward"] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere compilers are not looked for")
+@pytest.mark.parametrize(("on", "compiler"), [("cuda", "gcc"), ("cpu", "g++")])
+def test_steps_are_compiled_where_there_is_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: str, compiler: str
+) -> None:
+    auto, told = (configs.load("speedrun", [f"train.compile={how}"]).train for how in ("auto", "on"))
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda *_: str(tmp_path))
+    assert not use_compile(auto, torch.device(on))
+    says = rf"got 'on', takes 'auto' or 'off' here: .*{re.escape(compiler)}.*Python\.h: apt-get install"
+    with pytest.raises(ValueError, match=rf"^train\.compile: {says}"):
+        use_compile(told, torch.device(on))
+    (tmp_path / "Python.h").touch()
+    assert "Python.h" not in str(without_compiler(torch.device(on)))
+    (tmp_path / compiler).touch(mode=0o755)
+    assert use_compile(told, torch.device(on))
+    assert use_compile(auto, torch.device(on)) == (on == "cuda")
+    (tmp_path / compiler).rename(tmp_path / "another")
+    assert without_compiler(torch.device(on))
+    monkeypatch.setenv("CC" if on == "cuda" else "CXX", str(tmp_path / "another"))
+    assert without_compiler(torch.device(on)) is None
 
 
 @pytest.mark.parametrize(("has_units", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
@@ -187,6 +264,32 @@ def test_a_student_learns_from_its_teacher_and_a_run_starts_from_another(folder:
     tuned = train(small_config(folder, *start, "optimizer.bias_lr=1e-9", "optimizer.head_lr=1e-9"), tmp_path / "tuned")
     assert tuned.train_accuracy is not None
     assert tuned.train_accuracy > 0.8
+
+
+def test_a_student_of_small_images_has_a_teacher_that_takes_whole_ones(folder: Path, tmp_path: Path) -> None:
+    train(small_config(folder, "train.epochs=0.1"), tmp_path / "teacher")
+    small = ["model.name=resnet4m", "model.widths=[8, 8, 8, 8]", "train.resolution=[{until=1, pixels=8}]"]
+    small.append("train.epochs=0.1")
+    card = train(small_config(folder, *small, f"distill.teacher='{tmp_path / 'teacher'}'"), tmp_path / "student")
+    assert card.network == "resnet4m"
+
+
+def test_the_stem_is_set_by_no_image_that_is_held_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(folder, "data.validation=100")
+    with Reporter() as reporter:
+        prepared = session.Session.prepare(config, find_data(config.data, Clock(), reporter), Clock(), reporter)
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(SpeedNet, "init_whiten", lambda _, images: seen.append(images))
+    monkeypatch.setattr(session, "WHITENING_IMAGES", 30)
+    rows_n, _ = prepared.split_rows()
+    assert rows_n is not None and not np.array_equal(rows_n[:30], np.arange(30))
+    prepared.network(rows_n)
+    prepared.network()
+    images_nhwc = artefacts.read(prepared.artefact, "train").images_nhwc
+    mean, std = (np.array(of, np.float32) for of in (prepared.index.mean, prepared.index.std))
+    for found, expected_n in zip(seen, (rows_n[:30], np.arange(30)), strict=True):
+        found_nhwc = found.numpy().transpose(0, 2, 3, 1) * std + mean
+        np.testing.assert_allclose(found_nhwc, images_nhwc[expected_n] / 255, atol=1e-5)
 
 
 def test_the_distance_to_a_teacher_is_the_softened_divergence() -> None:

@@ -15,12 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from training_runs import same_run, small_config, terminate_at, train
 
-from fastcifar import models
+from fastcifar import models, pipelines
+from fastcifar.cli import main
 from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.pipelines import Batch
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
-from fastcifar.training import checkpoints, loop
+from fastcifar.training import checkpoints, device, loop
 from fastcifar.training.session import Session
 from fastcifar.training.tally import EpochReport, NonFiniteLossError, Taken, Tally
 
@@ -295,6 +296,7 @@ def test_running_out_of_memory_names_a_batch_size_that_fits(folder: Path, tmp_pa
         return honest(network, batch, images, *rest)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="batch_size 50; 12 fits"):
+        patch.setattr(device, "without_compiler", lambda _: None)
         patch.setattr(loop, "compiled", lambda network: network)
         patch.setattr(loop, "loss_and_logits", full_above_20)
         train(small_config(folder, f"train.compile={compiles}"), tmp_path / "run")
@@ -310,6 +312,27 @@ def test_running_out_of_memory_while_evaluating_names_that_batch_size(
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match=r"evaluate\.batch_size 60; less takes"):
         patch.setattr("fastcifar.training.session.predict", full)
         train(small_config(folder, "evaluate.batch_size=60", "train.epochs=1", *settings), tmp_path / "run")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("wording", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling this"])
+def test_running_out_of_memory_as_a_pipeline_opens_names_what_takes_less(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, wording: str
+) -> None:
+    honest = pipelines.open
+
+    def full(*args: Any, **told: Any) -> object:
+        if told["part"] == part:
+            raise RuntimeError(wording)
+        return honest(*args, **told)
+
+    monkeypatch.setattr(pipelines, "open", full)
+    says = {
+        "train": r"as the resident pipeline opens with pipeline\.batch_size 50; .*=25, or --set pipeline\.name=ffcv",
+        "test": r"with evaluate\.batch_size 60; less takes",
+    }
+    with pytest.raises(ValueError, match=f"^out of memory on .* {says[part]}"):
+        train(small_config(folder, "evaluate.batch_size=60", "train.epochs=0.1"), tmp_path / "run")
 
 
 def test_a_fine_tuned_run_goes_on_without_the_run_that_it_began_from(folder: Path, tmp_path: Path) -> None:
@@ -329,6 +352,30 @@ def test_resuming_with_another_configuration_names_each_difference(folder: Path,
     with pytest.raises(ValueError, match=r"optimizer.lr is 0.12, got 0.5; train.epochs is 1.0, got 2.0$"):
         command(Args(resume=tmp_path / "run", set=changes))
     assert command(Args(resume=tmp_path / "run", set=("train.threads=1",))) == 0
+
+
+def test_resuming_a_finished_run_shows_its_card_and_changes_no_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    card = train(small_config(folder, "train.epochs=1", "data.validation=100"), run)
+    capsys.readouterr()
+    # Nor does it look for the data: the test set is read once.
+    monkeypatch.setattr("fastcifar.data.locate", lambda *_, **__: pytest.fail("looks for the data"))
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+    assert main(["train", "--resume", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "is finished" in said and "test accuracy" in said
+    assert json.loads(said.splitlines()[-1]) == card.to_json()
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()}
+    assert after == before
+    for name, value in (("seed", "one"), ("seconds", {**card.seconds, "load": None}), ("epochs", None)):
+        (run / "card.json").write_text(json.dumps({**card.to_json(), name: value}))
+        assert main(["train", "--resume", str(run)]) == 2
+        assert f"card.json: '{name}' is " in capsys.readouterr().err
+    (run / "card.json").write_text(json.dumps({k: v for k, v in card.to_json().items() if k != "tta"}))
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "card.json: holds no 'tta'" in capsys.readouterr().err
 
 
 def test_the_first_signal_asks_and_the_second_is_the_systems() -> None:

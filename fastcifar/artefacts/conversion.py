@@ -29,6 +29,9 @@ Progress = Callable[[int, int], None]
 _MAX_WAITING = 4  # blocks, of 2 MB, handed to the threads and not yet done
 _FORGET_EVERY = 4
 _FLUSH_EVERY = 32
+_KEPT_BYTES = 1 << 29
+"""Bytes of a file that stay in the system's cache. CIFAR's are read again at once; of a larger file each page would be
+one more that the system has to find and clear, which takes longer than the writing (bench/LOG.md)."""
 
 
 def convert(
@@ -242,4 +245,8 @@ class _File:
                 view = view[os.write(self._descriptor, view) :]
 
     def flush(self) -> None:
+        """Wait until the disk has what was appended; beyond some length, have the system's cache forget it."""
+        num_bytes = self.num_bytes
         os.fsync(self._descriptor)
+        if num_bytes > _KEPT_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, _KEPT_BYTES, num_bytes - _KEPT_BYTES, os.POSIX_FADV_DONTNEED)

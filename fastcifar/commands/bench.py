@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from fastcifar.commands import Option
+
 if TYPE_CHECKING:
     from fastcifar.bench.gates import Gate
     from fastcifar.bench.job import Job
@@ -23,13 +25,11 @@ class Args:
     what: tyro.conf.Positional[
         Literal["kernels", "loaders", "step", "start", "convert", "stream", "all", "gpu", "plot", "table"]
     ]
-    """What to measure: forms of the fused kernel, loaders and peers, the training step, time to the first batch,
-    conversion, streaming, or all. gpu: the bounded check of a GPU. plot: draw the results that are there. table: write
-    the tables of the README from them."""
-    data: Path | None = None
-    """CIFAR folder, its .tar.gz, or a folder that holds one."""
+    """start: time to the first batch; gpu: a bounded check; plot: draw results; table: write them into the README."""
+    data: Option[Path] = None
+    """CIFAR folder, its .tar.gz, or a folder that holds one; else $FASTCIFAR_DATA, ./data, the cache, a download."""
     dataset: Literal["auto", "cifar10", "cifar100", "shapes10"] = "auto"
-    """auto: CIFAR-10 where it can be had, else the drawn stand-in shapes10."""
+    """auto: the set at --data or $FASTCIFAR_DATA, else CIFAR-10, else the drawn stand-in shapes10."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU where there is one."""
     seconds: float = 5.0
@@ -46,7 +46,7 @@ class Args:
     """Recipe whose training step is measured."""
     quick: bool = False
     """A few images and short rounds, to see that it works; figures mean nothing, and are kept only where --out says."""
-    out: Path | None = None
+    out: Option[Path] = None
     """Folder of the results; bench/results in a checkout, else ./bench-results."""
     plot: bool = True
     """Draw a PNG beside each CSV file."""

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
+
+from fastcifar.commands import Option
 
 
 @dataclass(frozen=True)
@@ -13,12 +15,12 @@ class Args:
 
     to: Literal["ffcv", "dali", "npy"]
     """Format: .beton files for FFCV, TFRecords with an index for DALI, or plain .npy files."""
-    source: tyro.conf.Positional[Path | None] = None
+    source: Annotated[Option[Path], tyro.conf.Positional, tyro.conf.arg(metavar="[SRC]")] = None
     """CIFAR folder, its .tar.gz, a folder that holds one, another artefact, or a set's name; by default as speedrun."""
-    out: Path | None = None
+    out: Option[Path] = None
     """The artefact's folder; by default ./<dataset>-<format>."""
     dataset: str = "auto"
-    """cifar10, cifar100, shapes10, or auto: CIFAR-10 where it can be had, else the drawn stand-in shapes10."""
+    """cifar10, cifar100, shapes10, or auto: the set at SRC or $FASTCIFAR_DATA, else CIFAR-10, else drawn shapes10."""
     force: bool = False
     """Replace an artefact that is there, of whatever data and format."""
 

@@ -1,6 +1,10 @@
 """`fastcifar doctor`: what is installed, what works here, and how to get the rest."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 OPTIONAL = {
     "numba-cuda": ("cuda", "kernels on a GPU"),
@@ -30,7 +34,7 @@ def run(args: Args) -> int:
     from fastcifar import data, pipelines
     from fastcifar.report.environment import revision, versions
     from fastcifar.schema import TrainConfig
-    from fastcifar.training.device import describe, pick_device, pick_dtype, use_compile
+    from fastcifar.training.device import describe, pick_device, pick_dtype, use_compile, without_compiler
 
     device = pick_device()
     settings = TrainConfig()
@@ -43,9 +47,11 @@ def run(args: Args) -> int:
         "device": describe(device),
         "dtype": str(pick_dtype(settings, device)).removeprefix("torch."),
         "compile": use_compile(settings, device),
+        "without_compiler": without_compiler(device),
         "gpu": torch.cuda.is_available(),
         "revision": revision(),
         "versions": versions(),
+        "kernels": _without_kernels(device),
         "pipelines": {name: pipelines.available(name) for name in pipelines.NAMES},
         "missing": {name: line for name, line in map(_missing, OPTIONAL) if line},
         "cifar10": found,
@@ -55,7 +61,20 @@ def run(args: Args) -> int:
         print(json.dumps(report))
     else:
         _print(report)
-    return 0 if report["pipelines"]["resident"] is None else 1  # type: ignore[index]
+    return 0 if report["kernels"] is report["pipelines"]["resident"] is None else 1  # type: ignore[index]
+
+
+def _without_kernels(device: "torch.device") -> str | None:
+    """Why a GPU can be given no images: one sentence; None where it can, and for a CPU."""
+    from fastcifar import kernels
+
+    if device.type == "cpu":
+        return None
+    try:
+        kernels.prepare(device)
+    except Exception as error:  # a driver that is too old, say: the rest is worth knowing all the same
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def _missing(package: str) -> tuple[str, str]:
@@ -83,6 +102,9 @@ def _print(report: dict) -> None:
     table.add_row("versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items()))
     if report["revision"]:
         table.add_row("revision", report["revision"])
+    table.add_row("train.compile=on", escape(report["without_compiler"] or "works"))
+    if report["gpu"]:
+        table.add_row("kernels", escape(report["kernels"] or "work on the GPU"))
     for name, reason in report["pipelines"].items():
         table.add_row(f"pipeline {name}", "works" if reason is None else reason)
     for name, line in report["missing"].items():

@@ -2,19 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
+
+from fastcifar.commands import Option
 
 
 @dataclass(frozen=True)
 class Args:
     """Settings of `fastcifar evaluate`."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a finished run."""
-    data: Path | None = None
-    """Score these images instead of the run's test set: a CIFAR folder or .tar.gz (its test part), or a folder with a
-    subfolder of PNG or JPEG files for each class."""
+    data: Option[Path] = None
+    """Images in place of the run's test set: CIFAR folder or .tar.gz, or a folder of PNG or JPEG files by class."""
     best: bool = False
     """The weights of the best validated epoch instead of the last; a run without `data.validation` has none."""
     corruptions: bool = False

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Args:
     """Settings of `fastcifar inspect`."""
 
-    artefact: tyro.conf.Positional[Path]
+    artefact: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ARTEFACT")]
     """Folder that `fastcifar convert` wrote."""
     json: bool = False
     """Print JSON instead of tables."""

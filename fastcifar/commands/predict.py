@@ -11,9 +11,12 @@ import tyro
 class Args:
     """Settings of `fastcifar predict`."""
 
-    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...] INPUT")]
-    """Folders of one or more finished runs (of several, the probabilities are averaged), then the images: a pickle of
-    `data` and perhaps `ids`, a .npy file, or a folder of PNG files."""
+    paths: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN [RUN ...] INPUT", help_behavior_hint="(required)"),
+    ]
+    """Folders of finished runs, then the images: a pickle of `data` and perhaps `ids`, a .npy, or a folder of PNGs."""
     out: Path
     """The CSV file to write, whole or not at all."""
     format: Literal["ID,Labels", "id,label"] = "ID,Labels"
@@ -37,7 +40,8 @@ def run(args: Args) -> int:
     from fastcifar.submission import formats, inputs
 
     if len(args.paths) < 2:
-        raise ValueError(f"RUN ... INPUT: got {len(args.paths)} path, takes one run folder or more, then the images")
+        got = "1 path" if args.paths else "0 paths"
+        raise ValueError(f"RUN ... INPUT: got {got}, takes one run folder or more, then the images")
     if not args.out.absolute().parent.is_dir():
         raise ValueError(f"--out: {args.out.absolute().parent} is not there, takes a file in a folder that is")
     folders = [RunFolder.open(path) for path in args.paths[:-1]]

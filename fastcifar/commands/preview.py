@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from fastcifar.commands import Option
+
 
 @dataclass(frozen=True)
 class Args:
@@ -14,14 +16,14 @@ class Args:
     recipe: str = "speedrun"
     """Name of a recipe (`fastcifar recipes`) or path of a TOML file, such as a run's config.toml."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
-    """section.key=value on top of the recipe; may be given again and again."""
-    data: Path | None = None
-    """CIFAR folder or .tar.gz."""
+    """section.key=value on top of the recipe, such as data.dataset=cifar100, pipeline.name=ffcv; may be given again."""
+    data: Option[Path] = None
+    """CIFAR folder, its .tar.gz or a folder with one; else the recipe's, $FASTCIFAR_DATA, ./data, cache, a download."""
     images: int = 8
     """Training images to show, one of each class first."""
     epochs: int = 8
     """Epochs whose draws are shown, from the first."""
-    out: Path | None = None
+    out: Option[Path] = None
     """The PNG; ./preview-RECIPE.png by default."""
 
 

@@ -1,16 +1,19 @@
 """`fastcifar recipes`: the recipes that come with fastcifar."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
+
+from fastcifar.commands import Option
 
 
 @dataclass(frozen=True)
 class Args:
     """Settings of `fastcifar recipes`."""
 
-    show: tyro.conf.Positional[str] = ""
-    """Name of a recipe to print whole, as TOML with every setting."""
+    show: Annotated[Option[str], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]")] = None
+    """Recipe to print whole, as TOML with every setting; by default all are listed."""
 
 
 def run(args: Args) -> int:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from fastcifar.commands import Option
+
 if TYPE_CHECKING:
     from fastcifar.data import Source
     from fastcifar.peers import Peer
@@ -22,25 +24,24 @@ class Args:
     """Settings of `fastcifar record`."""
 
     target: float = 94.0
-    """Test accuracy with TTA in percent that the mean is to meet."""
+    """Test accuracy with TTA in percent that the mean is to meet; 94, 95, 96 or 97, any with --recipe."""
     runs: int = 10
     """Runs, with seeds seed, seed + 1, ...; fewer than 10 are a trial. Those that are there already are kept."""
     seed: int = 0
     """Seed of the first run."""
-    recipe: str | None = None
+    recipe: Option[str] = None
     """Name of a recipe or path of a TOML file; by default that of `fastcifar speedrun --target`."""
-    data: Path | None = None
-    """CIFAR folder or .tar.gz."""
+    data: Option[Path] = None
+    """CIFAR folder, its .tar.gz or a folder with one; else the recipe's, $FASTCIFAR_DATA, ./data, cache, a download."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
-    """section.key=value on top of the recipe; may be given again and again."""
+    """section.key=value on top of the recipe, such as data.dataset=cifar100, pipeline.name=ffcv; may be given again."""
     cold: bool = False
-    """Begin with empty caches, of artefacts and of compiled code: the first run's wall clock is then that of a machine
-    on which fastcifar never ran, the others' that of one on which it has."""
-    peer: Path | None = None
+    """Begin with empty caches of artefacts and compiled code: the first run's wall clock is that of a new machine."""
+    peer: Option[Path] = None
     """A record script of somebody else's (of airbench's kind), run on this device before each of ours."""
     out: Path = Path("bench/records")
     """Folder of the records; a new one is written into it, named by date, target and device."""
-    name: str | None = None
+    name: Option[str] = None
     """Name of the record's folder under --out; that of an earlier record goes on with it."""
 
 
@@ -166,9 +167,10 @@ def _part(place: Path, seed: int) -> Path:
 
 
 def _can_go_on(part: "RunFolder") -> bool:
+    """Whether a run has a checkpoint to go on from, or is finished and yet to be kept."""
     from fastcifar.training.checkpoints import checkpoint_paths
 
-    return part.config.is_file() and bool(checkpoint_paths(part.checkpoints))
+    return part.config.is_file() and (part.card.is_file() or bool(checkpoint_paths(part.checkpoints)))
 
 
 def _lay_out(peer: "Peer", source: "Source", clock: "Clock") -> None:
@@ -191,7 +193,7 @@ def _train(
     from dataclasses import replace
 
     from fastcifar.report import record
-    from fastcifar.report.card import render
+    from fastcifar.report.card import Card, render
     from fastcifar.training.run import run as train
 
     kept, part = _kept(place, config.seed), _part(place, config.seed)
@@ -202,7 +204,8 @@ def _train(
         return False
     folder, resume = _claim(part, config)
     try:
-        card = train(config, source, folder, clock, reporter, resume=resume)
+        # A process may have died between the card and keeping it: the test set is read once.
+        card = (Card.of(folder) if resume else None) or train(config, source, folder, clock, reporter, resume=resume)
         record.keep(folder.path, kept, is_cold)
         shutil.rmtree(part)
     finally:
@@ -298,7 +301,10 @@ def _command(args: Args) -> str:
 def _recipe(args: Args) -> str:
     from fastcifar.commands.speedrun import RECIPES
 
-    return args.recipe or RECIPES.get(round(args.target), "speedrun")
+    if args.recipe is None and args.target not in RECIPES:
+        choices = ", ".join(map(str, RECIPES))
+        raise ValueError(f"--target: got {args.target:g}, takes one of {choices}, or any with --recipe")
+    return args.recipe or RECIPES[int(args.target)]
 
 
 def _settings(args: Args, seed: int) -> list[str]:

@@ -6,25 +6,26 @@ from typing import Annotated
 
 import tyro
 
+from fastcifar.commands import Option
+
 
 @dataclass(frozen=True)
 class Args:
     """Settings of `fastcifar speedrun`."""
 
-    data: Path | None = None
+    data: Option[Path] = None
     """CIFAR folder, its .tar.gz, or a folder that holds one; else $FASTCIFAR_DATA, ./data, the cache, a download."""
     dataset: str = "auto"
-    """cifar10, cifar100, shapes10, or auto: CIFAR-10 where it can be had, else the drawn stand-in shapes10."""
-    pipeline: str | None = None
+    """cifar10, cifar100, shapes10 or auto: the set at --data or $FASTCIFAR_DATA, else CIFAR-10, else drawn shapes10."""
+    pipeline: Option[str] = None
     """resident, ffcv, dali or torchvision; by default the recipe's own."""
     runs: int = 1
     """Runs with seeds seed, seed + 1, ...; the last lines give their mean and deviation."""
     seed: int = 0
     """Seed of the first run."""
-    target: int | None = None
-    """94, 95, 96 or 97: the CIFAR-10 accuracy in percent to train for, which picks the recipe; 94 without --recipe. The
-    card says how far from it the run ended. shapes10 has a target of its own."""
-    recipe: str | None = None
+    target: Option[int] = None
+    """94, 95, 96 or 97: CIFAR-10 accuracy in percent, which picks the recipe; 94 without --recipe. Not for shapes10."""
+    recipe: Option[str] = None
     """Recipe in place of the target's and data set's own; its seed and data set are those of --seed and --dataset."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe; may be given again and again."""
@@ -32,7 +33,7 @@ class Args:
     """tensorboard or wandb, beside the JSON lines; may be given again."""
     pictures: bool = True
     """Draw curves, confusion matrix, predictions and augmentation into the run folder."""
-    out: Path | None = None
+    out: Option[Path] = None
     """Folder of the run (of the runs, when several); a new one under ./runs by default."""
 
 
@@ -46,14 +47,14 @@ def run(args: Args) -> int:
         raise ValueError(f"--runs: got {args.runs}, takes a whole number above 0")
     if args.target is not None and args.target not in RECIPES:
         raise ValueError(f"--target: got {args.target}, takes one of {', '.join(map(str, RECIPES))}")
-    for setting, option in (("data.path", "--data"), ("data.dataset", "--dataset")):
-        if any(one.startswith(f"{setting}=") for one in args.set):
+    for setting, option in (("data.path", "--data"), ("data.dataset", "--dataset"), ("seed", "--seed")):
+        if any(one.partition("=")[0].strip() == setting for one in args.set):
             raise ValueError(f"--set {setting}: speedrun takes it by {option}")
     import json
     from dataclasses import asdict
 
     from fastcifar import config as configs
-    from fastcifar.evaluation.results import draw_finished
+    from fastcifar.evaluation.results import draw_if_possible
     from fastcifar.report.card import render, summarise
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
@@ -74,6 +75,9 @@ def run(args: Args) -> int:
         source = find_data(DataConfig(args.dataset, str(args.data or "")), clock, reporter)
         recipe = args.recipe or ("speedrun-shapes10" if source.dataset == "shapes10" else RECIPES[aim])
         target = {"cifar10": aim, "shapes10": SHAPES10_TARGET}.get(source.dataset, 0)
+        if args.target and args.target != target:
+            own = f"its own, {target} %" if target else "none"
+            reporter.line(f"--target {args.target} is for cifar10; {source.dataset} has {own}")
         # A recipe that is named may have a target of its own.
         told = [] if args.recipe and not args.target else [f"target={target}"]
         for seed in range(args.seed, args.seed + args.runs):
@@ -83,7 +87,7 @@ def run(args: Args) -> int:
             card = train(config, source, folder, clock, reporter, listeners=listeners)
             reporter.console.print(render(card))
             if args.pictures:
-                draw_finished(folder, source, reporter)
+                draw_if_possible(folder, source, reporter)
             cards.append(card)
             clock = Clock(since_process_start=False)
     if args.runs == 1:

@@ -1,11 +1,13 @@
 """`fastcifar summary`: a network's layers, parameters, FLOPs and memory."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fastcifar.models.summary import Summary
 
 
@@ -13,8 +15,8 @@ if TYPE_CHECKING:
 class Args:
     """Settings of `fastcifar summary`."""
 
-    network: tyro.conf.Positional[str]
-    """Name of a network: speednet, resnet4m, resnet18, modified_resnet, se_resnet, ...; a wrong one lists them all."""
+    network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK")]
+    """Name of a network (speednet, resnet18, se_resnet, ...), or a recipe's name or file; a wrong one lists all."""
     classes: int = 10
     """Classes that the network tells apart."""
     size: int = 32
@@ -29,16 +31,29 @@ def run(args: Args) -> int:
     """One row a layer, then the totals and how they are counted."""
     import json
 
-    from fastcifar import models
     from fastcifar.models.summary import summarise
 
-    network = models.build(args.network, num_classes=args.classes)
-    summary = summarise(network, size_px=args.size, batch_size=args.batch)
+    summary = summarise(_network(args), size_px=args.size, batch_size=args.batch)
     if args.json:
         print(json.dumps(to_json(args, summary)))
     else:
         print(render(f"{args.network}, {args.classes} classes, {args.size}x{args.size}, batch {args.batch}", summary))
     return 0
+
+
+def _network(args: Args) -> "nn.Module":
+    """The network of that name, or else that of the recipe."""
+    from fastcifar import config as configs
+    from fastcifar import models
+
+    if args.network in models.NAMES:
+        return models.build(args.network, num_classes=args.classes)
+    recipes = configs.recipe_names()
+    if args.network not in recipes and not args.network.endswith(".toml"):
+        networks = ", ".join(models.NAMES)
+        raise ValueError(f"NETWORK: got {args.network!r}, takes one of {networks}, or a recipe: {', '.join(recipes)}")
+    model = configs.load(args.network).model
+    return models.build(model.name, num_classes=args.classes, widths=model.widths, dropout=model.dropout)
 
 
 def to_json(args: Args, summary: "Summary") -> dict[str, object]:

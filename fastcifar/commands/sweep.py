@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from fastcifar.commands import Option
+
 if TYPE_CHECKING:
     import optuna
 
@@ -18,17 +20,17 @@ if TYPE_CHECKING:
 class Args:
     """Settings of `fastcifar sweep`. The same command again goes on with the same study."""
 
-    space: Annotated[str, tyro.conf.Positional]
+    space: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPACE")]
     """Name of a search space that comes with fastcifar, or path of a SPACE.toml."""
-    data: Path | None = None
-    """CIFAR folder or .tar.gz."""
-    trials: int | None = None
+    data: Option[Path] = None
+    """CIFAR folder, its .tar.gz or a folder with one; else the recipe's, $FASTCIFAR_DATA, ./data, cache, a download."""
+    trials: Option[int] = None
     """Trials over all workers, in place of the space's own number; more than before goes on from there."""
     workers: int = 1
     """Processes on this machine; the same command on another one, with the same --storage, shares the work."""
-    storage: str | None = None
+    storage: Option[str] = None
     """SQL URL of the study's database, such as postgresql+psycopg://user@host/database; an SQLite file by default."""
-    out: Path | None = None
+    out: Option[Path] = None
     """The sweep's folder; runs/sweep-NAME by default."""
     track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """tensorboard or wandb, for each trial; may be given again."""

@@ -6,34 +6,36 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastcifar.commands import Option
+
 
 @dataclass(frozen=True)
 class Args:
     """Settings of `fastcifar train`."""
 
-    recipe: str | None = None
+    recipe: Option[str] = None
     """Name of a recipe (`fastcifar recipes`) or path of a TOML file; speedrun by default."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe; may be given again and again."""
-    data: Path | None = None
-    """CIFAR folder or .tar.gz."""
-    dataset: str | None = None
-    """cifar10, cifar100, shapes10 or auto."""
-    pipeline: str | None = None
-    """resident, ffcv, dali or torchvision."""
-    seed: int | None = None
-    """Fixes initial weights, order, augmentation, dropout, and which images are held out."""
-    start_from: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    data: Option[Path] = None
+    """CIFAR folder, its .tar.gz or a folder with one; else the recipe's, $FASTCIFAR_DATA, ./data, cache, a download."""
+    dataset: Option[str] = None
+    """cifar10, cifar100, shapes10 or auto; by default the recipe's own."""
+    pipeline: Option[str] = None
+    """resident, ffcv, dali or torchvision; by default the recipe's own."""
+    seed: Option[int] = None
+    """Fixes initial weights, order, augmentation, dropout, and the images held out; by default the recipe's."""
+    start_from: Annotated[Option[Path], tyro.conf.arg(name="from")] = None
     """Folder of a run whose weights training starts from (fine-tuning)."""
-    on_nonfinite: Literal["stop", "skip"] | None = None
-    """What a loss that is not finite does: stop the run, or skip the step and be counted."""
-    out: Path | None = None
+    on_nonfinite: Option[Literal["stop", "skip"]] = None
+    """What a loss that is not finite does: stop the run, or skip the step and be counted; by default the recipe's."""
+    out: Option[Path] = None
     """The run's folder; a new one under ./runs by default."""
     track: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """tensorboard or wandb, beside the JSON lines; may be given again."""
     pictures: bool = True
     """Draw curves, confusion matrix, predictions and augmentation into the run folder."""
-    resume: Path | None = None
+    resume: Option[Path] = None
     """Folder of a run that stopped: go on from its last checkpoint. Only threads and the data's place may change."""
 
 
@@ -61,8 +63,8 @@ def run(args: Args) -> int:
     import json
 
     from fastcifar import config as configs
-    from fastcifar.evaluation.results import draw_finished
-    from fastcifar.report.card import render
+    from fastcifar.evaluation.results import draw_if_possible
+    from fastcifar.report.card import Card, render
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
     from fastcifar.report.tracking import trackers
@@ -84,6 +86,13 @@ def run(args: Args) -> int:
         ]
         if changed:
             raise ValueError(f"--resume: the run has another configuration: {'; '.join(changed)}")
+        if (kept := Card.of(folder)) is not None:
+            # The test set is read once: what a finished run has written stays as it is.
+            reporter = Reporter()
+            reporter.line(f"{folder.path}: is finished, nothing is left to do")
+            reporter.console.print(render(kept))
+            print(json.dumps(kept.to_json()))
+            return 0
     else:
         config = configs.load(args.recipe or "speedrun", settings(args))
     trackers(args.track)  # what is missing is said before anything is computed
@@ -96,6 +105,6 @@ def run(args: Args) -> int:
         card = train(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
         reporter.console.print(render(card))
         if args.pictures:
-            draw_finished(folder, source, reporter)
+            draw_if_possible(folder, source, reporter)
     print(json.dumps(card.to_json()))
     return 0

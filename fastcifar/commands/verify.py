@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
+
+from fastcifar.commands import Option
 
 
 @dataclass(frozen=True)
 class Args:
     """Settings of `fastcifar verify`."""
 
-    artefact: tyro.conf.Positional[Path]
+    artefact: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ARTEFACT")]
     """Folder that `fastcifar convert` wrote."""
-    against: Path | None = None
+    against: Option[Path] = None
     """What to compare each image and label with: CIFAR folder, its .tar.gz, another artefact, or a set's name."""
 
 

@@ -104,11 +104,13 @@ def locate(
     for: where they are given, the set must be there. `dataset` is "cifar10", "cifar100", "shapes10" (always drawn) or
     "auto": CIFAR-10, or what `data` or `$FASTCIFAR_DATA` holds, or else shapes10, with the reason in `Source.note`.
     `DataError` when a set that was asked for is not to be had, with the three ways to supply it; `ValueError` for
-    another `dataset`.
+    another `dataset`, and for `data` with shapes10.
     """
     if dataset not in DATASETS:
-        raise ValueError(f"dataset is {dataset!r}; takes {', '.join(DATASETS)}")
+        raise ValueError(f"dataset: got {dataset!r}, takes one of {', '.join(DATASETS)}")
     if dataset == "shapes10":
+        if data is not None:
+            raise ValueError(f"--data: got {data}, takes nothing with --dataset shapes10, which is drawn")
         return Source("shapes10", None, "drawn")
     asked, setting = (Path(data), "--data") if data is not None else (_environment_path(), "$FASTCIFAR_DATA")
     if asked is not None:

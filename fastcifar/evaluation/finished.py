@@ -20,7 +20,7 @@ from fastcifar.training.clock import Clock
 from fastcifar.training.device import set_up
 from fastcifar.training.evaluation import Predictions, predict
 from fastcifar.training.memory import told_of_memory
-from fastcifar.training.session import build_network, find_data
+from fastcifar.training.session import build_network, find_data, to_device
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Finished:
         about = about_weights(weights)
         network = build_network(config.model, len(about["class_names"]))
         checkpoints.load_weights(weights, network)
-        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to_device(network, device)
         return cls(
             folder=folder,
             config=config,
@@ -72,18 +72,21 @@ class Finished:
     ) -> Predictions:
         """Predictions for uint8 images [n, h, w, 3], in order; labels int64 [n] are 0 where there are none."""
         labels_n = np.zeros(len(images_nhwc), np.int64) if labels_n is None else labels_n
-        with pipelines.open(
-            (images_nhwc, labels_n),
-            batch_size=self.config.evaluate.batch_size,
-            normalisation=self.normalisation,
-            dtype=self.dtype,
-            device=self.device,
-            shuffle=False,
-            drop_last=False,
-        ) as pipeline:
-            why = f"with evaluate.batch_size {pipeline.batch_size}; {self.folder.config} holds it: less takes less"
-            with told_of_memory(why, self.device):
-                return predict(self.network, pipeline.epoch(0), tta, self.dtype)
+        batch_size = self.config.evaluate.batch_size
+        why = f"with evaluate.batch_size {batch_size}; {self.folder.config} holds it: less takes less"
+        with (
+            told_of_memory(why, self.device),
+            pipelines.open(
+                (images_nhwc, labels_n),
+                batch_size=batch_size,
+                normalisation=self.normalisation,
+                dtype=self.dtype,
+                device=self.device,
+                shuffle=False,
+                drop_last=False,
+            ) as pipeline,
+        ):
+            return predict(self.network, pipeline.epoch(0), tta, self.dtype)
 
 
 def read_test_set(config: Config, reporter: Reporter) -> tuple[Split, artefacts.Index]:

@@ -70,3 +70,11 @@ def draw_finished(folder: RunFolder, source: Source, reporter: Reporter) -> list
         reporter.line(f"no picture of the augmentation: {error}")
         shown = None
     return pictures.draw_run(folder, predicted=predicted(scored), augmented=shown)
+
+
+def draw_if_possible(folder: RunFolder, source: Source, reporter: Reporter) -> None:
+    """`draw_finished`, or one line on why there are no pictures: a run that is scored can do without."""
+    try:
+        draw_finished(folder, source, reporter)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        reporter.line(f"no pictures: {' '.join(str(error).split()) or type(error).__name__}")

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import io
 import json
+import os
 import re
 import signal
 import sys
@@ -80,6 +81,9 @@ def _names_warm_up(node: ast.AST) -> bool:
 
 def main(script: str) -> None:
     """Run the script as it would be run by hand; without a GPU, but for the run that warms up what is compiled."""
+    # The pipe to the parent is ours alone: what writes to stdout past Python, as C libraries do, goes to the log.
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     # A parent that is killed cannot end it any more, and a run is long.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -98,8 +102,8 @@ def main(script: str) -> None:
         tree = ast.fix_missing_locations(WithoutWarmUp().visit(tree))
         discards = warms_up(tree)
     sys.argv, sys.path[0] = [script], str(Path(script).parent)
-    print(json.dumps({"discards_first": discards}), flush=True)
-    sys.stdout = Table(sys.__stdout__, sys.__stdin__, sys.__stderr__)  # type: ignore[arg-type]
+    print(json.dumps({"discards_first": discards}), file=told, flush=True)
+    sys.stdout = Table(told, sys.__stdin__, sys.__stderr__)  # type: ignore[arg-type]
     module = sys.modules["__main__"] = ModuleType("__main__")
     module.__file__ = script
     exec(compile(tree, script, "exec"), vars(module))

@@ -2,8 +2,11 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from fastcifar.data.errors import quote
+from fastcifar.report.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,6 +44,21 @@ class Card:
     """None where the device does not tell."""
     run: str
 
+    @classmethod
+    def of(cls, folder: RunFolder) -> "Card | None":
+        """The card that a run left; None where the run is not finished. `ValueError` where it is damaged."""
+        held = folder.read_card()
+        if held is None:
+            return None
+        kinds = {field.name: field.type for field in fields(cls)}
+        for name, kind in kinds.items():
+            if name not in held:
+                raise ValueError(f"{folder.card}: holds no {name!r}")
+            if not _is_of(kind, held[name]):
+                expected = getattr(kind, "__name__", kind)
+                raise ValueError(f"{folder.card}: {name!r} is {quote(held[name])}, expected {expected}")
+        return cls(**{name: held[name] for name in kinds})
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, accuracies beside the data set's name."""
         return asdict(self)
@@ -52,6 +70,14 @@ class Card:
             return ""
         gap = 100 * (self.tta_accuracy - self.target)
         return f"target {100 * self.target:g} %: {'met' if gap >= 0 else 'missed'} by {abs(gap):.2f} points"
+
+
+def _is_of(kind: Any, value: object) -> bool:
+    """Whether a value out of JSON is of a field's type."""
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is_of(get_args(kind)[1], item) for item in value.values())
+    kinds = get_args(kind) or (kind,)
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
 
 
 def render(card: Card) -> "RenderableType":

@@ -13,7 +13,7 @@ PARTS = ("start", "load", "convert", "compile", "warm-up", "train", "evaluate", 
 class Clock:
     """Seconds by part. A part entered within another one interrupts it, so no second counts twice.
 
-    What a part has given the GPU to do is waited for at its end, and counts to it.
+    What a part has given the GPU to do is waited for at its end, and where another interrupts it, and counts to it.
 
     `start` is what passed before the clock was made: the interpreter, imports, reading settings. `other` is what no
     part claims, such as writing the run folder.
@@ -30,14 +30,18 @@ class Clock:
     def part(self, name: str) -> Iterator[None]:
         """Count the body's time to part `name`, one of PARTS."""
         assert name in PARTS, name
+        if self._stack:
+            _await_gpu()
         self._settle()
         self._stack.append(name)
         try:
             yield
         finally:
-            _await_gpu()
-            self._settle()
-            self._stack.pop()
+            try:
+                _await_gpu()
+            finally:  # a GPU tells here of what went wrong on it earlier
+                self._settle()
+                self._stack.pop()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

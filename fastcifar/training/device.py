@@ -1,7 +1,12 @@
 """What a run computes on: device, dtype, threads, and a memory allocator that keeps what it has."""
 
 import ctypes
+import os
 import platform
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
 
 import torch
 
@@ -46,18 +51,51 @@ def use_tensor_cores(device: torch.device) -> None:
 
 
 def use_compile(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to compile the step: on a CPU it was measured to cost 40 s and win nothing (bench/LOG.md)."""
-    return config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
+    """Whether to compile the step: on a CPU it was measured to cost 40 s and win nothing (bench/LOG.md).
+
+    `ValueError` where the settings say so and what it takes is not here; "auto" goes without then.
+    """
+    if config.compile == "off" or (config.compile == "auto" and device.type != "cuda"):
+        return False
+    lacks = without_compiler(device)
+    if lacks and config.compile == "on":
+        raise ValueError(f"train.compile: got 'on', takes 'auto' or 'off' here: {lacks}")
+    return lacks is None
+
+
+def without_compiler(device: torch.device) -> str | None:
+    """Why nothing can be compiled for a device: one sentence, with the line that installs it; None where it can.
+
+    torch.compile builds its launchers against Python's headers, for a GPU in C (Triton), for a CPU in C++ (Inductor).
+    """
+    if sys.platform != "linux":  # elsewhere they look elsewhere, and say so themselves
+        return None
+    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
+    # Both look there, also where Debian's Python would install headers elsewhere.
+    header = Path(sysconfig.get_path("include", "posix_prefix")) / "Python.h"
+    lacks = []
+    if not any(shutil.which(name) for name in ((os.environ[variable],) if os.environ.get(variable) else names)):
+        lacks.append(f"a compiler ({' or '.join(names)}, or ${variable})")
+    if not header.is_file():
+        lacks.append(str(header))
+    return f"torch.compile needs {' and '.join(lacks)}: apt-get install build-essential python3-dev" if lacks else None
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for cards: a GPU's name, or the CPU's with the threads in use and its matrix units."""
+    """The device in words, for cards: a GPU's name, or the CPU's, its cores' kind, the threads in use and its units.
+
+    Virtual machines call unlike cores by one name: "AMD EPYC" is Zen 3 as well as Zen 5. LLVM's names of kinds tell
+    them apart (znver3, znver5, sapphirerapids).
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    from llvmlite.binding import get_host_cpu_name
+
     cpu = torch.cpu.get_capabilities()
     units = "AMX" if cpu.get("amx_bf16") else torch.backends.cpu.get_cpu_capability()
     num = torch.get_num_threads()
-    return f"{cpu.get('cpu_name') or platform.machine()}, {num} {'thread' if num == 1 else 'threads'}, {units}"
+    name = f"{cpu.get('cpu_name') or platform.machine()} ({get_host_cpu_name()})"
+    return f"{name}, {num} {'thread' if num == 1 else 'threads'}, {units}"
 
 
 def keep_freed_memory() -> None:

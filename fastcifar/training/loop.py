@@ -168,8 +168,16 @@ def compiled(network: nn.Module) -> Callable[[Tensor], Tensor]:
     # A new resolution compiles anew: one form for all sizes would be slower than each of its own. Beyond the limit, of
     # all networks that a process trains one after the other, steps would go on uncompiled without a word.
     torch._dynamo.config.recompile_limit = 64
-    on_gpu = next(network.parameters()).is_cuda
-    return torch.compile(network, mode="reduce-overhead" if on_gpu else None, dynamic=False)
+    if not next(network.parameters()).is_cuda:
+        return torch.compile(network, dynamic=False)
+    forward = torch.compile(network, mode="reduce-overhead", dynamic=False)
+
+    def step_forward(images: Tensor) -> Tensor:
+        # Or torch guesses where a step begins, and so when it may write over what its graphs have put out.
+        torch.compiler.cudagraph_mark_step_begin()
+        return forward(images)
+
+    return step_forward
 
 
 def forget_compiled() -> None:

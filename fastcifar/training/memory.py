@@ -13,9 +13,18 @@ class OutOfMemoryError(ValueError):
     """The device's memory does not hold a step, or an evaluation, of this batch size."""
 
 
+# Of the CPU's allocator; of pinned memory and launches, of cuBLAS and of cuDNN, which ask the driver themselves.
+_WORDINGS = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is torch's way of saying so; on a CPU it has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether the error is one of torch's ways of saying so; only that of a GPU's own allocator has a class."""
+    return isinstance(error, torch.OutOfMemoryError) or any(wording in str(error) for wording in _WORDINGS)
 
 
 @contextmanager

@@ -23,12 +23,12 @@ from fastcifar.report.run_folder import RunFolder
 from fastcifar.schema import Config
 from fastcifar.training import checkpoints, loop
 from fastcifar.training.clock import Clock
-from fastcifar.training.device import describe, use_compile
+from fastcifar.training.device import describe, pick_device, use_compile, without_compiler
 from fastcifar.training.evaluation import Predictions, predict
 from fastcifar.training.listeners import Listener
 from fastcifar.training.memory import OutOfMemoryError, fits, largest_fitting, ran_out_of_memory
 from fastcifar.training.resolution import resize
-from fastcifar.training.session import Session, about_data
+from fastcifar.training.session import Session, about_data, build_network, to_device
 from fastcifar.training.tally import EpochReport, NonFiniteLossError
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ def fit(
 
     Raises what `run` does.
     """
+    compiled = use_compile(config.train, pick_device())  # what it takes and lacks is said before anything is converted
     session = Session.prepare(config, source, clock, reporter)
+    if not compiled and config.train.compile == "auto" and session.device.type == "cuda":
+        reporter.line(f"steps are not compiled, which makes them slower: {without_compiler(session.device)}")
     goes_on = resume and bool(checkpoints.checkpoint_paths(folder.checkpoints))
     meter = Meter(folder, clock, goes_on=goes_on)
     about = environment(describe(session.device)) | {"pixels_sha256": session.index.pixels_sha256}
@@ -78,7 +81,7 @@ def fit(
         kernels.prepare(session.device)
     with clock.part("load"):
         train_rows_n, validation_rows_n = session.split_rows()
-        network = session.network()
+        network = session.network(train_rows_n)
     with clock.part("compile"):
         models.prepare(network, session.device, session.dtype)
     with clock.part("load"):
@@ -89,7 +92,7 @@ def fit(
     with pipeline:
         forward: Callable[[Tensor], Tensor] = network
         state = loop.new_state(network, config, session.dtype, teacher)
-        if compiled := use_compile(config.train, session.device):
+        if compiled:
             forward = loop.compiled(network)
             if not fits(partial(_warm_up, network, forward, pipeline, session, clock)):
                 raise OutOfMemoryError(_memory_sentence(session, state, pipeline))
@@ -139,6 +142,8 @@ def run(
     finally:
         for listener in listeners:
             listener.ended()
+        # A process may train more networks: the graphs of this one are of no more use, and hold a step's memory.
+        loop.forget_compiled()
 
 
 def _score(trained: Trained, source: data.Source, folder: RunFolder, clock: Clock) -> Card:
@@ -325,7 +330,7 @@ def _teacher(session: Session) -> nn.Module | None:
         return None
     folder = RunFolder.open(Path(session.config.distill.teacher))
     model = replace(folder.read_config().model, max_parameters=0)
-    teacher = replace(session, config=replace(session.config, model=model)).network()
+    teacher = to_device(build_network(model, len(session.index.class_names)), session.device)
     checkpoints.load_weights(folder.weights, teacher)
     return teacher.requires_grad_(False).eval()
 

@@ -40,41 +40,51 @@ class Session:
         return cls(config, artefact, artefacts.read_index(artefact), device, dtype)
 
     def training_pipeline(self, rows_n: np.ndarray | None) -> pipelines.Pipeline:
-        """Augmented batches of the training images, or of the given rows of them."""
-        return pipelines.open(
-            self.artefact,
-            self.config.pipeline.name,
-            part="train",
-            batch_size=self.config.pipeline.batch_size,
-            augmentation=self.config.augmentation,
-            dtype=self.dtype,
-            device=self.device,
-            seed=self.config.seed,
-            rows=rows_n,
-            streaming=self.config.pipeline.streaming,
-        )
+        """Augmented batches of the training images, or of the given rows of them. `OutOfMemoryError` may be raised."""
+        name, batch_size = self.config.pipeline.name, self.config.pipeline.batch_size
+        less = f"less takes: --set pipeline.batch_size={max(1, batch_size // 2)}"
+        if name == "resident":
+            less += ", or --set pipeline.name=ffcv or dali, which keep no whole data set there"
+        with told_of_memory(f"as the {name} pipeline opens with pipeline.batch_size {batch_size}; {less}", self.device):
+            return pipelines.open(
+                self.artefact,
+                name,
+                part="train",
+                batch_size=batch_size,
+                augmentation=self.config.augmentation,
+                dtype=self.dtype,
+                device=self.device,
+                seed=self.config.seed,
+                rows=rows_n,
+                streaming=self.config.pipeline.streaming,
+            )
 
     def predictions(self, network: nn.Module, part: str, tta: str, rows_n: np.ndarray | None = None) -> Predictions:
         """The network's predictions for a part, or for the given rows of it, in order."""
         batch_size = self.config.evaluate.batch_size
-        with pipelines.open(
-            self.artefact,
-            self.config.pipeline.name,
-            part=part,
-            batch_size=batch_size,
-            dtype=self.dtype,
-            device=self.device,
-            shuffle=False,
-            drop_last=False,
-            rows=rows_n,
-            streaming=self.config.pipeline.streaming,
-        ) as pipeline:
-            less = f"less takes: --set evaluate.batch_size={max(1, batch_size // 2)}"
-            with told_of_memory(f"with evaluate.batch_size {batch_size}; {less}", self.device):
-                return predict(network, pipeline.epoch(0), tta, self.dtype)
+        less = f"less takes: --set evaluate.batch_size={max(1, batch_size // 2)}"
+        with (
+            told_of_memory(f"with evaluate.batch_size {batch_size}; {less}", self.device),
+            pipelines.open(
+                self.artefact,
+                self.config.pipeline.name,
+                part=part,
+                batch_size=batch_size,
+                dtype=self.dtype,
+                device=self.device,
+                shuffle=False,
+                drop_last=False,
+                rows=rows_n,
+                streaming=self.config.pipeline.streaming,
+            ) as pipeline,
+        ):
+            return predict(network, pipeline.epoch(0), tta, self.dtype)
 
-    def network(self) -> nn.Module:
-        """The run's network as the seed initialises it, on the device, channels-last; a whitening stem is set."""
+    def network(self, rows_n: np.ndarray | None = None) -> nn.Module:
+        """The run's network as the seed initialises it, on the device, channels-last; a whitening stem is set.
+
+        `rows_n`: int64 [n], ascending, those of the training images that may be looked at for that; None: all.
+        """
         torch.manual_seed(self.config.seed)
         network = build_network(self.config.model, len(self.index.class_names))
         for setting, pixels in self._small_sides():
@@ -84,9 +94,8 @@ class Session:
                 raise ValueError(f"{setting}: {error}") from None
         init_whiten = getattr(network, "init_whiten", None)
         if callable(init_whiten):
-            init_whiten(self._first_images())
-        network.to(self.device)
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            init_whiten(self._first_images(rows_n))
+        return to_device(network, self.device)
 
     def _small_sides(self) -> list[tuple[str, int]]:
         """The settings that make images smaller, each with the smallest side in pixels that it asks for."""
@@ -102,9 +111,13 @@ class Session:
         labels_n = artefacts.read_labels(self.artefact, "train")
         return data.stratified_rows(labels_n, self.config.data.validation, self.config.seed)
 
-    def _first_images(self) -> Tensor:
-        """The first training images, normalised, float32 [n, 3, h, w]."""
-        images_nhwc = artefacts.read_first(self.artefact, "train", WHITENING_IMAGES)
+    def _first_images(self, of_n: np.ndarray | None) -> Tensor:
+        """The first training images, or the first of the given rows of them, normalised, float32 [n, 3, h, w]."""
+        if of_n is None:
+            images_nhwc = artefacts.read_first(self.artefact, "train", WHITENING_IMAGES)
+        else:
+            first_n = of_n[:WHITENING_IMAGES]
+            images_nhwc = artefacts.read_first(self.artefact, "train", int(first_n[-1]) + 1)[first_n]
         height, width = images_nhwc.shape[1:3]
         rows_n = np.arange(len(images_nhwc))
         plan = kernels.draw_plan(kernels.Augmentation(), seed=0, epoch=0, indices_n=rows_n, height=height, width=width)
@@ -121,6 +134,11 @@ def build_network(model: ModelConfig, num_classes: int) -> nn.Module:
         dropout=model.dropout,
         max_parameters=model.max_parameters,
     )
+
+
+def to_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network itself, on a device, channels-last."""
+    return network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def about_data(index: artefacts.Index) -> dict[str, Any]:

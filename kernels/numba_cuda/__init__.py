@@ -31,6 +31,20 @@ if TYPE_CHECKING:
     import torch
 
 
+def load_compiler() -> None:
+    """Load the library that compiles for GPUs, NVVM, which Numba looks for only when it compiles.
+
+    Raises ImportError or RuntimeError where it is not here.
+    """
+    if config.ENABLE_CUDASIM:
+        return
+    try:
+        from numba.cuda.cudadrv.nvvm import NVVM
+    except ImportError:  # not public: a version that keeps it elsewhere will say so when it compiles
+        return
+    NVVM()
+
+
 def augment(
     images_nhwc: Any, rows_n: Any, plan: Plan, normalisation: Normalisation, dtype: "torch.dtype", out: Any
 ) -> "torch.Tensor":
@@ -163,7 +177,8 @@ def _bad_rows(device: Any) -> "torch.Tensor":
     """Flag of a device, int32 [1]: whether a row was outside."""
     import torch
 
-    return torch.zeros(1, dtype=torch.int32).to(device)
+    with torch.inference_mode(False):  # or it could not be set back outside of it
+        return torch.zeros(1, dtype=torch.int32).to(device)
 
 
 @cache
