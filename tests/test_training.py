@@ -23,7 +23,7 @@ from fastcifar.models.speednet import SpeedNet
 from fastcifar.pipelines import Batch
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
-from fastcifar.training import device, loop, losses, resolution, session
+from fastcifar.training import device, loop, losses, resolution, run, session
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import pick_dtype, use_compile, without_compiler
 from fastcifar.training.session import build_network, find_data
@@ -93,6 +93,19 @@ def test_validation_rows_are_stratified_and_leave_the_rest() -> None:
     again = stratified_rows(labels_n, 100, seed=3)
     assert (again[1] == held_rows).all()
     assert (stratified_rows(labels_n, 0.2, seed=4)[1] != held_rows).any()
+
+
+def test_a_long_run_says_early_and_once_how_long_it_takes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(folder, "train.epochs=2")
+    train(config, tmp_path / "short")
+    assert "at this pace" not in capsys.readouterr().out
+    monkeypatch.setattr(run, "TELL_PACE_AFTER_S", 0.0)
+    monkeypatch.setattr(run, "TELL_PACE_ABOVE_S", 0.0)
+    train(config, tmp_path / "long")
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if re.fullmatch(r"at this pace training takes another \d+\.\d hours", line)] == told[:1]
 
 
 def test_a_run_folder_is_not_written_over(folder: Path, tmp_path: Path) -> None:

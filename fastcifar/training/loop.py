@@ -104,7 +104,7 @@ def train(
                 break
         epoch_ended = state.step % pipeline.steps_per_epoch == 0
         if over or epoch_ended:
-            hooks.on_epoch(state.tally.report(epoch, _left(state, config, num_steps, batch.images.shape[-1])))
+            hooks.on_epoch(state.tally.report(epoch, work_left(state, config, num_steps, batch.images.shape[-1])))
         if not over and hooks.stop():
             # What is no number must not be kept for good.
             state.tally.check()
@@ -209,8 +209,8 @@ def _set_rates(state: State, config: Config, steps_per_epoch: int, num_steps: in
     return config.optimizer.lr * factor
 
 
-def _left(state: State, config: Config, num_steps: int, side: int) -> float:
-    """Work of the steps to come, by that of the epoch's; `side`: of images as they are, in pixels."""
+def work_left(state: State, config: Config, num_steps: int, side: int) -> float:
+    """Work of the steps to come, by that of the epoch's until now; `side`: of images as they are, in pixels."""
     done = range(state.step - state.tally.num_steps, state.step)
     return work(config, range(state.step, num_steps), num_steps, side) / work(config, done, num_steps, side)
 

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from fastcifar.pipelines import Pipeline
 
 
+TELL_PACE_AFTER_S, TELL_PACE_ABOVE_S = 20.0, 1800.0
+"""After so many seconds a run says how long it will take, if it is more than so many: on a small machine the line of
+the first epoch may come after an hour."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """A network at the end of its training, before anything has looked at the test set."""
@@ -201,6 +206,7 @@ class _Training:
     validation_rows_n: "np.ndarray | None"
     listeners: Sequence[Listener]
     validation_accuracy: float | None = None
+    told_pace: bool = False
 
     def run(self) -> None:
         """Train to the end, or raise what stopped it."""
@@ -238,6 +244,12 @@ class _Training:
 
     def _on_step(self, step: int, num_steps: int) -> None:
         self.reporter.advance("training", step, num_steps, unit=f"step {step}/{num_steps}")
+        state, pace_s = self.state, self.state.tally.seconds_s
+        if not self.told_pace and pace_s > TELL_PACE_AFTER_S:
+            self.told_pace = True
+            left_s = pace_s * loop.work_left(state, self.session.config, num_steps, self.pipeline.contents.height)
+            if left_s > TELL_PACE_ABOVE_S:
+                self.reporter.line(f"at this pace training takes another {left_s / 3600:.1f} hours")
 
     def _on_epoch(self, report: EpochReport) -> None:
         config, dataset = self.session.config, self.session.index.dataset
