@@ -94,6 +94,7 @@ def fit(
             checkpoints.load_weights(RunFolder.open(Path(config.train.start_from)).weights, network)
         teacher = _teacher(session)
         pipeline = session.training_pipeline(train_rows_n)
+    reporter.line(_sentence(session, network, pipeline, folder))
     with pipeline:
         forward: Callable[[Tensor], Tensor] = network
         state = loop.new_state(network, config, session.dtype, teacher)
@@ -304,6 +305,19 @@ class _Training:
         batch = next(iter(self.pipeline.epoch(epoch, step_in_epoch)))
         tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
         checkpoints.save_tensors(self.folder.nonfinite, tensors, {"step": step, "epoch": epoch + 1})
+
+
+def _sentence(session: Session, network: nn.Module, pipeline: "Pipeline", folder: RunFolder) -> str:
+    """What is about to be trained, on what, and where it is kept: the first line comes before the first epoch ends."""
+    config = session.config
+    parts = (
+        f"{config.name}: {config.model.name} of {models.num_parameters(network):,} parameters",
+        f"{config.train.epochs:g} epochs of {pipeline.num_images:,} {session.index.dataset} images",
+        f"batch {pipeline.batch_size} by {config.pipeline.name}",
+        f"{str(session.dtype).removeprefix('torch.')} on {describe(session.device)}",
+        f"into {folder.path}",
+    )
+    return ", ".join(parts)
 
 
 def _processes_before(folder: RunFolder, now: Mapping[str, Any], reporter: Reporter) -> list[dict[str, Any]]:
