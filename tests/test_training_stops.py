@@ -175,8 +175,8 @@ def test_steps_that_were_skipped_and_larger_images_count_for_the_time_that_is_le
         logits, labels = torch.zeros(5, 10), torch.zeros(5, dtype=torch.int64)
         tally.add(Taken(torch.zeros(()), logits, labels, 0.1, skipped=step > 1), step)
     tally.seconds_s, state.step = 10.0, 10
-    assert tally.report(0, loop._left(state, config, 20, 32)).left_s == pytest.approx(40, rel=0.1)
-    assert tally.report(0, loop._left(state, config, 40, 32)).left_s == pytest.approx(10 + 80, rel=0.1)
+    assert tally.report(0, loop.work_left(state, config, 20, 32)).left_s == pytest.approx(40, rel=0.1)
+    assert tally.report(0, loop.work_left(state, config, 40, 32)).left_s == pytest.approx(10 + 80, rel=0.1)
 
 
 def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
