@@ -1,6 +1,5 @@
 """`open`: from an artefact or from arrays, and from settings, to a pipeline; everything is checked here."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcifar import kernels
 from fastcifar.data import Split
 from fastcifar.kernels import Augmentation, Normalisation
 from fastcifar.kernels.checks import torch_dtype
@@ -91,7 +89,7 @@ def open(
     if name == "resident":
         from fastcifar.pipelines.resident import ResidentPipeline
 
-        return ResidentPipeline(settings, contents, *_arrays(reader, settings.device))
+        return ResidentPipeline(settings, contents, *reader.arrays())
     if name == "torchvision":
         from fastcifar.pipelines.torchvision import TorchvisionPipeline
 
@@ -105,14 +103,6 @@ def open(
     return DaliPipeline(
         settings, contents, reader.file(".tfrecord"), reader.file(".idx"), native=native, streaming=streaming
     )
-
-
-def _arrays(reader: PartReader, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels, read while the kernel's compiled code is made ready: each takes a tenth of a second or so."""
-    with ThreadPoolExecutor(1, "fastcifar-read") as pool:
-        reading = pool.submit(reader.arrays)
-        kernels.prepare(device)
-        return reading.result()
 
 
 def _reader(artefact: Any, name: str, part: str, num_classes: Any) -> PartReader:

@@ -43,6 +43,7 @@ def run(args: Args) -> int:
         found = "not found; the drawn stand-in shapes10 takes its place" if source.path is None else str(source.path)
     except ValueError as error:
         found = str(error)
+    kernels, available = _without_kernels(device), {name: pipelines.available(name) for name in pipelines.NAMES}
     report = {
         "device": describe(device),
         "dtype": str(pick_dtype(settings, device)).removeprefix("torch."),
@@ -51,8 +52,8 @@ def run(args: Args) -> int:
         "gpu": torch.cuda.is_available(),
         "revision": revision(),
         "versions": versions(),
-        "kernels": _without_kernels(device),
-        "pipelines": {name: pipelines.available(name) for name in pipelines.NAMES},
+        "kernels": kernels,
+        "pipelines": available,
         "missing": {name: line for name, line in map(_missing, OPTIONAL) if line},
         "cifar10": found,
         "cache": str(data.cache_dir()),
@@ -61,7 +62,7 @@ def run(args: Args) -> int:
         print(json.dumps(report))
     else:
         _print(report)
-    return 0 if report["kernels"] is report["pipelines"]["resident"] is None else 1  # type: ignore[index]
+    return 0 if kernels is None and available["resident"] is None else 1
 
 
 def _without_kernels(device: "torch.device") -> str | None:
