@@ -1,5 +1,6 @@
 """The public functions: check what came in, pick the form, hand it plain arrays."""
 
+import threading
 from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -106,7 +107,7 @@ def augment_batch(
     which is drawn; None where that is its row. The rest is as for `augment` and `draw_plan`.
 
     Returns (images [n, 3, h, w], mix_weights float32 [n], partners int64 [n]) on the images' device; the last two are
-    None where no mixing is configured. On a GPU the partners are shared by all batches of a size: do not write to them.
+    None where no mixing is configured. The partners are shared by all batches of a size: do not write to them.
     Raises ValueError, before any memory is touched, on a wrong dtype, layout, size, row, number of indices, seed,
     epoch, form, number of threads or `out`, and where the settings do not fit the images.
 
@@ -141,12 +142,12 @@ def augment_batch(
     host = host_form(form)
     host.check_rows(rows, num_images)
     batch = checks.output(out, (len(rows), 3, height, width), torch_dtype, torch.device("cpu"))
-    plan = _new_plan(augmentation, settings, len(indices))
+    plan = _kept_plan(augmentation, settings, len(indices))
     key = PlanKey(settings, seed, epoch, indices)
     host.draw_and_augment(images_nhwc, rows, key, plan, normalisation, batch, num_threads)
     if not augmentation.mixes:
         return batch, None, None
-    return batch, torch.from_numpy(plan.mix_weights_n.copy()), torch.from_numpy(partners(len(rows)))
+    return batch, torch.from_numpy(plan.mix_weights_n.copy()), _partners(len(rows))
 
 
 def prepare(device: Any) -> None:
@@ -278,6 +279,28 @@ def _new_plan(augmentation: Augmentation, settings: Settings, num_images: int) -
     ints = np.empty((num_images, NUM_INTS), dtype=np.int32)
     floats = np.empty((num_images, NUM_FLOATS), dtype=np.float32)
     return Plan(ints, floats, settings.height, settings.width, augmentation.padding_mode)
+
+
+_LOCAL = threading.local()
+
+
+def _kept_plan(augmentation: Augmentation, settings: Settings, num_images: int) -> Plan:
+    """A plan in memory of the calling thread, to be filled and gone when that thread asks for another.
+
+    New memory for every batch would take hundredths of its time.
+    """
+    of = (num_images, settings.height, settings.width, augmentation.padding_mode)
+    kept: tuple[tuple[int, int, int, str], Plan] | None = getattr(_LOCAL, "plan", None)
+    if kept is None or kept[0] != of:
+        kept = _LOCAL.plan = of, _new_plan(augmentation, settings, num_images)
+    return kept[1]
+
+
+@lru_cache(maxsize=16)
+def _partners(num_images: int) -> "torch.Tensor":
+    import torch
+
+    return torch.from_numpy(partners(num_images))
 
 
 @lru_cache(maxsize=1)

@@ -4,15 +4,18 @@ Loops run over chunks of fixed length, so that all of them become vector instruc
 """
 
 import numpy as np
+from numba import types
 
-from fastcifar.kernels.numba_jit import compiled
+from fastcifar.kernels.numba_jit import compiled, compiled_for
 from fastcifar.kernels.numba_vector import (
     CACHE_LINE,
     CHUNK,
     HAS_BFLOAT16_UNITS,
     LANES,
+    fused_to_bfloat16,
     lit_to_bfloat16,
     moved,
+    multiplied_and_added,
     plain_to_bfloat16,
     prefetch,
     quickly_to_bfloat16,
@@ -23,9 +26,9 @@ _U = np.uint32
 _ZERO, _ONE = np.float32(0), np.float32(1)
 # Round to nearest even to bfloat16: add 0x7fff and the lowest bit that stays, keep the upper half.
 _BELOW_HALF, _BIT, _HALF_WORD = _U(0x7FFF), _U(1), _U(16)
-# Half-way between two bfloat16 of which the lower is even: what rounding half away from zero would get wrong.
-_TO_HALF, _HALF_OF_EVEN = _U(0x1FFFF), _U(0x8000)
-_EXPONENT, _MANTISSA = _U(0x7F800000), _U(0x007FFFFF)
+_THREE = types.Array(types.float32, 1, "C", readonly=True)
+PLAIN, QUICK, FUSED = range(3)
+_HALF, _EXPONENT = _U(0x8000), _U(0x7F800000)
 # To float16, after F. Giesen, "float->half variants" (public domain), float_to_half_fast3_rtne.
 _SIGN, _INFINITE, _TOO_LARGE, _SMALLEST = (
     _U(0x80000000),
@@ -82,43 +85,47 @@ def pair_up(values, pairs):
 
 
 @compiled
-def is_tie(bits):
-    """Whether rounding half away from zero would take a float32, given by its bits, to another bfloat16."""
-    return _U(bits & _TO_HALF) == _HALF_OF_EVEN
+def _quick_bits(value):
+    """Bits, uint16, that quickly_to_bfloat16 makes of a float32."""
+    bits = np.float32(value).view(np.uint32)
+    if not HAS_BFLOAT16_UNITS:
+        return np.uint16(_U(bits + _HALF) >> _HALF_WORD)
+    # What is smaller than 2**-126 the units take for zero.
+    return bfloat16_bits(value) if _U(bits & _EXPONENT) != _U(0) else np.uint16(_U(bits & _SIGN) >> _HALF_WORD)
 
 
-@compiled
-def is_subnormal(bits):
-    """Whether units for bfloat16 would take a float32, given by its bits, for a zero, which it is not."""
-    return _U(bits & _EXPONENT) == _U(0) and _U(bits & _MANTISSA) != _U(0)
+@compiled_for(types.int64(_THREE, _THREE))
+def quickest_way(scale3, shift3):
+    """PLAIN, QUICK or FUSED: the quickest way of normalising to bfloat16 that is right for every byte.
 
-
-_is_rounded_wrong = is_subnormal if HAS_BFLOAT16_UNITS else is_tie
-
-
-@compiled
-def rounds_quickly(scale3, shift3):
-    """Whether the quick way of rounding to bfloat16 is right for every byte, normalised."""
-    wrong = False
+    scale3 and shift3: float32 [3]. Right are the bits of a product and a sum that are rounded one after the other.
+    """
+    quick = fused = True
     for channel in range(3):
+        scale, shift = scale3[channel], shift3[channel]
         for byte in range(256):
-            wrong |= _is_rounded_wrong(np.float32(_normal(byte, scale3[channel], shift3[channel])).view(np.uint32))
-    return not wrong
+            value = _normal(byte, scale, shift)
+            right = bfloat16_bits(value)
+            quick &= _quick_bits(value) == right
+            fused &= _quick_bits(multiplied_and_added(np.float32(byte), scale, shift)) == right
+    return FUSED if fused else QUICK if quick else PLAIN
 
 
 @compiled
-def to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, quick, brightness, contrast, ahead, out):
+def to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, way, brightness, contrast, ahead, out):
     """Normalise count values; scale and shift are repeated to [CHUNK], and paired up; all are pointers.
 
-    quick: rounds_quickly() of scale and shift.
+    way: quickest_way() of scale and shift.
 
-    Meanwhile, as many bytes at ahead are asked for. That is done chunk by chunk: all at once they would be more than a
-    core can wait for, and it would stand still.
+    Meanwhile memory at ahead is asked for, a line for each chunk, which is two thirds of as many bytes: all at once
+    they would be more than a core can wait for, and it would stand still.
     """
     # Without light two operations would change nothing: what they are applied to is never minus zero.
     plain = brightness == _ZERO and contrast == _ONE
     full = count // CHUNK
-    if plain and quick:
+    if plain and way == FUSED:
+        fused_to_bfloat16(out, pixels, full, scale_pairs, shift_pairs, brightness, contrast, ahead)
+    elif plain and way == QUICK:
         quickly_to_bfloat16(out, pixels, full, scale_pairs, shift_pairs, brightness, contrast, ahead)
     elif plain:
         plain_to_bfloat16(out, pixels, full, scale_pairs, shift_pairs, brightness, contrast, ahead)
@@ -137,8 +144,7 @@ def to_float16(pixels, count, scale, shift, brightness, contrast, ahead, out):
     full = count // CHUNK
     for _ in range(full):
         prefetch(ahead)
-        prefetch(moved(ahead, CACHE_LINE))
-        ahead = moved(ahead, CHUNK)
+        ahead = moved(ahead, CACHE_LINE)
         if plain:
             for j in range(CHUNK):
                 out[j] = float16_bits(_normal(pixels[j], scale[j], shift[j]))
@@ -158,8 +164,7 @@ def to_float32(pixels, count, scale, shift, brightness, contrast, ahead, out):
     full = count // CHUNK
     for _ in range(full):
         prefetch(ahead)
-        prefetch(moved(ahead, CACHE_LINE))
-        ahead = moved(ahead, CHUNK)
+        ahead = moved(ahead, CACHE_LINE)
         if plain:
             for j in range(CHUNK):
                 out[j] = _normal(pixels[j], scale[j], shift[j])
@@ -184,11 +189,11 @@ def normalise_plane(values, count, scale, shift, brightness, contrast):
 
 @compiled
 def normalise(
-    pixels, count, scale, shift, scale_pairs, shift_pairs, quick, brightness, contrast, kind, ahead, out16, out32
+    pixels, count, scale, shift, scale_pairs, shift_pairs, way, brightness, contrast, kind, ahead, out16, out32
 ):
     """Normalise count bytes to out16 or out32, by kind."""
     if kind == BFLOAT16:
-        to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, quick, brightness, contrast, ahead, out16)
+        to_bfloat16(pixels, count, scale, shift, scale_pairs, shift_pairs, way, brightness, contrast, ahead, out16)
     elif kind == FLOAT16:
         to_float16(pixels, count, scale, shift, brightness, contrast, ahead, out16)
     else:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastcifar.kernels import checks, numba_draw, numba_pixels
+from fastcifar.kernels.numba_cast import quickest_way
 from fastcifar.kernels.numba_draw import fisher_yates, is_possible, rows_inside
 from fastcifar.kernels.numba_task import scratch_bytes
 from fastcifar.kernels.numba_vector import CACHE_LINE
@@ -77,8 +78,10 @@ def _settings_in_memory(settings: Settings) -> _InMemory:
 
 
 @lru_cache(maxsize=16)
-def _normalisation_in_memory(normalisation: Normalisation) -> _InMemory:
-    return _InMemory.of(*scale_shift(normalisation))
+def _normalisation_in_memory(normalisation: Normalisation) -> tuple[_InMemory, int]:
+    """Scale and shift, and the quickest way of normalising to bfloat16 that is right for every byte."""
+    pair = scale_shift(normalisation)
+    return _InMemory.of(*pair), quickest_way(*pair)
 
 
 def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:
@@ -151,7 +154,7 @@ def _augment(
     task_bytes = _scratch_bytes(height, width)
     # Held by its name until the call ends, as is what lies at the other addresses.
     _memory, scratch = _scratch(num_tasks * task_bytes)
-    kept = _normalisation_in_memory(normalisation)
+    kept, way = _normalisation_in_memory(normalisation)
     scale, shift = kept.addresses
     batch = numba_pixels.Batch(
         num_images=num_images,
@@ -165,6 +168,7 @@ def _augment(
         floats=floats,
         scale=scale,
         shift=shift,
+        way=way,
         scratch=scratch,
         scratch_bytes=task_bytes,
         out=out.data_ptr(),

@@ -116,6 +116,11 @@ def _by_bytes(place, task, bands, own, partner, kind, ahead, out16, out32):
     has_box = y0 < y1 and x0 < x1
     for top in range(0, height, num_rows):
         low = min(top + num_rows, height)
+        count = 3 * (low - top) * width
+        # A third of what is asked for at once, the rest while the band is normalised.
+        soon, later = moved(ahead, 3 * top * width), count // 3
+        for at in range(0, later, CACHE_LINE):
+            prefetch(moved(soon, at))
         if not bands.is_moved:
             move_rows(own.image, top, low, own.ints, height, width, reflect, task.unflipped, bands.pixels)
         box_top, box_low = max(top, y0), min(low, y1)
@@ -125,7 +130,6 @@ def _by_bytes(place, task, bands, own, partner, kind, ahead, out16, out32):
             move_rows(partner.image, first, last, partner.ints, height, width, reflect, task.unflipped, bands.others)
             box_rows = moved(bands.others, 3 * (box_top - first) * width)
             _paste(box_rows, moved(bands.pixels, 3 * (box_top - top) * width), box_low - box_top, x0, x1, width)
-        count = 3 * (low - top) * width
         normalise(
             bands.pixels,
             count,
@@ -133,11 +137,11 @@ def _by_bytes(place, task, bands, own, partner, kind, ahead, out16, out32):
             task.shift,
             task.scale_pairs,
             task.shift_pairs,
-            task.quick,
+            task.way,
             own.floats[BRIGHTNESS],
             own.floats[CONTRAST],
             kind,
-            moved(ahead, 3 * top * width),
+            moved(soon, later),
             out16,
             out32,
         )
@@ -165,11 +169,12 @@ def _by_blend(place, task, bands, own, partner, kind, ahead, out16, out32):
         move_rows(partner.image, top, low, partner.ints, height, width, reflect, task.unflipped, bands.others)
         count = 3 * (low - top) * width
         # The planes are long enough for pixels as well.
-        values, others, next_ahead = task.planes.reds, task.other_planes.reds, moved(ahead, 3 * top * width)
+        values, others, soon = task.planes.reds, task.other_planes.reds, moved(ahead, 3 * top * width)
         brightness, contrast = own.floats[BRIGHTNESS], own.floats[CONTRAST]
-        to_float32(bands.pixels, count, task.scale, task.shift, brightness, contrast, next_ahead, values)
+        to_float32(bands.pixels, count, task.scale, task.shift, brightness, contrast, soon, values)
         brightness, contrast = partner.floats[BRIGHTNESS], partner.floats[CONTRAST]
-        to_float32(bands.others, count, task.scale, task.shift, brightness, contrast, next_ahead, others)
+        soon = moved(soon, count // 3)
+        to_float32(bands.others, count, task.scale, task.shift, brightness, contrast, soon, others)
         blend(values, others, count, own.floats[WEIGHT], kind, out16, out32)
         out16, out32 = moved(out16, count), moved(out32, count)
     return height <= num_rows
@@ -297,13 +302,13 @@ def _is_by_blend(own, partner):
 
 Batch = namedtuple(
     "Batch",
-    "num_images height width reflect kind images rows ints floats scale shift scratch scratch_bytes out draw",
+    "num_images height width reflect kind images rows ints floats scale shift way scratch scratch_bytes out draw",
 )
 """What `augment` takes: sizes, whether images are extended by reflection, the kind of output, and addresses.
 
 Of the images, uint8 [N, 3 h w]; of the rows that the batch shows, int64 [num_images]; of the plan's arrays; of scale
-and shift, float32 [3]; of the tasks' scratch memory, so many bytes each; of the output, [num_images, 3 h w]; and of
-numba_draw.draw where the plan is still to be drawn, by the Drawing that follows, or 0.
+and shift, float32 [3], whose quickest_way() is way; of the tasks' scratch memory, so many bytes
+each; of the output, [num_images, 3 h w]; and of numba_draw.draw where the plan is still to be drawn, by the Drawing that follows, or 0.
 """
 _batch = reader(Batch)
 _NUM_BATCH_NUMBERS = len(Batch._fields)
@@ -351,7 +356,7 @@ def augment(numbers, task, first, last):
         rotates |= all_floats[i * NUM_FLOATS + ROTATION] != _ZERO
     place = Place(height, width, batch.reflect != 0, BAND_PIXELS // width)
     scratch = moved(bytes_at(batch.scratch), task * batch.scratch_bytes)
-    ours = prepare(place, scratch, floats_at(batch.scale), floats_at(batch.shift), rotates)
+    ours = prepare(place, scratch, floats_at(batch.scale), floats_at(batch.shift), batch.way, rotates)
     value_bytes = 4 if kind == FLOAT32 else 2
     bands = Bands(False, ours.pixels, ours.others)
     for i in range(first, last):

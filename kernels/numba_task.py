@@ -2,7 +2,7 @@
 
 `Place` holds the images' height, width and whether they are extended by reflection, and how many rows make a band;
 `Starts` at which byte of the scratch memory each buffer begins, a multiple of CACHE_LINE, and where the last one ends;
-`Task` the buffers, pointers all, and whether the quick way of rounding to bfloat16 is right for all bytes (`quick`).
+`Task` the buffers, pointers all, and the quickest way of normalising to bfloat16 that is right for all bytes (`way`).
 """
 
 from collections import namedtuple
@@ -10,7 +10,7 @@ from collections import namedtuple
 import numpy as np
 from numba import types
 
-from fastcifar.kernels.numba_cast import CHUNK, pair_up, rounds_quickly
+from fastcifar.kernels.numba_cast import CHUNK, pair_up
 from fastcifar.kernels.numba_jit import compiled, compiled_for
 from fastcifar.kernels.numba_rows import Row, fill_offsets, rotation_reach
 from fastcifar.kernels.numba_vector import CACHE_LINE, LANES, PASTED_BYTES, SLACK, floats_in, ints_in, moved, words_in
@@ -26,7 +26,7 @@ Starts = namedtuple(
 )
 Task = namedtuple(
     "Task",
-    "scale shift scale_pairs shift_pairs quick pixels others unflipped planes other_planes words row y_offsets "
+    "scale shift scale_pairs shift_pairs way pixels others unflipped planes other_planes words row y_offsets "
     "x_offsets texture other_texture",
 )
 
@@ -84,7 +84,7 @@ def _three(first):
 
 
 @compiled
-def prepare(place, scratch, scale3, shift3, rotates):
+def prepare(place, scratch, scale3, shift3, way, rotates):
     """Lay out a task's scratch memory and fill what is the same for all its images."""
     height, width, reflect, _num_rows = place
     starts = _starts(height, width)
@@ -106,7 +106,7 @@ def prepare(place, scratch, scale3, shift3, rotates):
         floats_in(scratch, starts.shift),
         floats_in(scratch, starts.scale_pairs),
         floats_in(scratch, starts.shift_pairs),
-        rounds_quickly(scale3, shift3),
+        way,
         moved(scratch, starts.pixels),
         moved(scratch, starts.others),
         moved(scratch, starts.unflipped),

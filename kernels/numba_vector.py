@@ -26,6 +26,7 @@ REVERSED_PIXELS = _REVERSED_BYTES // _CHANNELS
 # The last pixels of a row are reversed together with what lies before it, and written with that behind them.
 SLACK = _REVERSED_BYTES
 HAS_BFLOAT16_UNITS = target_has("avx512bf16")
+HAS_FMA = target_has("fma")
 
 
 @intrinsic
@@ -305,7 +306,7 @@ def _splat(element: Any, value: int, times: int = 1) -> Any:
     return ir.Constant(ir.VectorType(element, times * LANES), [value] * times * LANES)
 
 
-def _to_bfloat16(*, lit: bool, quick: bool) -> Any:
+def _to_bfloat16(*, lit: bool = False, quick: bool = False, fused: bool = False) -> Any:
     in_order, by_units = HAS_BFLOAT16_UNITS, HAS_BFLOAT16_UNITS and quick
 
     @intrinsic
@@ -320,11 +321,14 @@ def _to_bfloat16(*, lit: bool, quick: bool) -> Any:
         contrast: Any,
         ahead: Any,
     ) -> Any:
-        """Normalise chunks of CHUNK bytes to bfloat16, and ask for as many bytes at ahead.
+        """Normalise chunks of CHUNK bytes to bfloat16, and for each ask for a line of memory at ahead.
 
         scale and shift: float32 [CHUNK], of every 2 LANES bytes in the order in which they are worked on: as they are
         where there are units for bfloat16; elsewhere those at even places, then those at odd ones, whose results need
         no packing: one takes the lower half of 32 bits, the other the upper half.
+
+        quick: rounded to bfloat16 in the fewest instructions; fused: product and sum are rounded once, where one
+        instruction does both. quickest_way() says with which of them the result is the same.
 
         A loop of its own, so that scale and shift stay in registers where there are enough, as with AVX-512.
         """
@@ -372,11 +376,14 @@ def _to_bfloat16(*, lit: bool, quick: bool) -> Any:
             brightness, contrast = (spread(scalar) for scalar in light)
             with cgutils.for_range(builder, num_chunks) as loop:
                 start = builder.mul(loop.index, _LONG(CHUNK))
-                for line in range(0, CHUNK, CACHE_LINE):
-                    _prefetch(builder, builder.gep(ahead, [builder.add(start, _LONG(line))]))
+                _prefetch(builder, builder.gep(ahead, [builder.mul(loop.index, _LONG(CACHE_LINE))]))
                 for first, factor, summand in zip(firsts, factors, summands, strict=True):
                     place = builder.add(start, first)
-                    values = builder.fadd(builder.fmul(builder.sitofp(integers(place), floats), factor), summand)
+                    values = builder.sitofp(integers(place), floats)
+                    if fused:
+                        values = _multiplied_and_added(builder, values, factor, summand)
+                    else:
+                        values = builder.fadd(builder.fmul(values, factor), summand)
                     if lit:
                         values = builder.fmul(builder.fadd(values, brightness), contrast)
                     store(values, place)
@@ -385,6 +392,26 @@ def _to_bfloat16(*, lit: bool, quick: bool) -> Any:
         return types.void(target, pixels, types.int64, scale, shift, types.float32, types.float32, ahead), generate
 
     return convert
+
+
+def _multiplied_and_added(builder: Any, values: Any, factor: Any, summand: Any) -> Any:
+    """values * factor + summand of float32 or vectors of them, rounded once where one instruction does both."""
+    if not HAS_FMA:
+        return builder.fadd(builder.fmul(values, factor), summand)
+    lanes = f"v{values.type.count}" if isinstance(values.type, ir.VectorType) else ""
+    kind = ir.FunctionType(values.type, [values.type] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.{lanes}f32")
+    return builder.call(function, [values, factor, summand])
+
+
+@intrinsic
+def multiplied_and_added(typing_context: Any, value: Any, factor: Any, summand: Any) -> Any:
+    """value * factor + summand, float32, rounded as often as `fused_to_bfloat16` does."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _multiplied_and_added(builder, *arguments)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 def _joined_by_units(builder: Any, low: Any, high: Any) -> Any:
@@ -405,5 +432,5 @@ def _nearest_bits(builder: Any, values: Any, to_even: bool) -> Any:
     return builder.add(builder.add(bits, _splat(_INT, 0x7FFF, 2)), lowest)
 
 
-quickly_to_bfloat16 = _to_bfloat16(lit=False, quick=True)
-plain_to_bfloat16, lit_to_bfloat16 = _to_bfloat16(lit=False, quick=False), _to_bfloat16(lit=True, quick=False)
+plain_to_bfloat16, lit_to_bfloat16 = _to_bfloat16(), _to_bfloat16(lit=True)
+quickly_to_bfloat16, fused_to_bfloat16 = _to_bfloat16(quick=True), _to_bfloat16(quick=True, fused=True)

@@ -136,7 +136,7 @@ def _augment_batch(
         weights = torch.ones(num_images, device=images.device)
         partners = partners_on(images.device, num_images)
     # What an operator returns is its caller's own.
-    return images, weights, partners.clone() if partners.is_cuda else partners
+    return images, weights, partners.clone()
 
 
 @_augment.register_fake

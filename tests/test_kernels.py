@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import CIFAR, augmentations, pictures, same_bits
-from numba import njit
 from torchvision.transforms import v2
 
 from fastcifar.kernels import (
@@ -22,9 +21,9 @@ from fastcifar.kernels import (
     numba_cpu,
     numba_share,
 )
-from fastcifar.kernels.numba_cast import is_subnormal, is_tie, rounds_quickly
+from fastcifar.kernels.numba_cast import FUSED, PLAIN, QUICK, quickest_way
 from fastcifar.kernels.numba_task import BAND_PIXELS
-from fastcifar.kernels.numba_vector import HAS_BFLOAT16_UNITS
+from fastcifar.kernels.numba_vector import HAS_BFLOAT16_UNITS, HAS_FMA
 from fastcifar.kernels.plan import PlanKey, settings_for
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -235,25 +234,43 @@ def test_cast_is_torchs(dtype, form):
 
 
 @pytest.mark.parametrize("channel", range(3))
-def test_quick_rounding_is_for_bytes_that_it_suits(channel):
-    """Of 129.5 the neighbours in bfloat16 are 129 and 130: rounding up, done where no byte lies so, would be wrong; and
-    units for bfloat16 take for zero what is smaller than 2**-126."""
-    images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+def test_the_quickest_way_to_bfloat16_is_one_that_is_right_for_every_byte(channel):
+    """Of 129.5 the neighbours in bfloat16 are 129 and 130: rounding up would be wrong; units for bfloat16 take for zero
+    what is smaller than 2**-126; and what lies close to half-way may go the other way if its product is not rounded."""
     halves = Normalisation(mean=tuple(-0.5 / 255 * (at == channel) for at in range(3)), std=(1 / 255,) * 3)
     wholes = Normalisation(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
     specks = Normalisation(mean=tuple(1e-39 * (at == channel) for at in range(3)), std=(1.0,) * 3)
-    cases = ((halves, True, False), (wholes, False, False), (CIFAR, False, False), (specks, False, True))
-    for normalisation, ties, subnormals in cases:
+    middle = Normalisation(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    for normalisation, quick_with_units, quick_without in (
+        (halves, True, False),
+        (wholes, True, True),
+        (CIFAR, True, True),
+        (specks, False, True),
+        (middle, True, True),
+    ):
         scale, shift = (np.array(values, np.float32) for values in (normalisation.scale, normalisation.shift))
-        values_256c = np.arange(256, dtype=np.float32)[:, None] * scale + shift
-        bits = values_256c.astype(np.float32).view(np.uint32).reshape(-1)
-        assert any(map(is_subnormal.py_func, bits)) == subnormals
-        has_ties = any(map(is_tie.py_func, bits))
-        assert has_ties == ties
-        assert njit(rounds_quickly.py_func)(scale, shift) != (subnormals if HAS_BFLOAT16_UNITS else has_ties)
+        values = np.arange(256, dtype=np.float32)[:, None]
+        right = values * scale + shift
+        once = (values.astype(np.float64) * scale + shift).astype(np.float32)
+        fused = _quickly(once if HAS_FMA else right) == _bfloat16_bits(right)
+        quick = _quickly(right) == _bfloat16_bits(right)
+        assert quick.all() == (quick_with_units if HAS_BFLOAT16_UNITS else quick_without)
+        assert quickest_way(scale, shift) == (FUSED if fused.all() else QUICK if quick.all() else PLAIN)
+        images = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
         exact = augment(images, Plan.identity(1, 16, 16), normalisation, dtype="float32", form="numba")
         got = augment(images, Plan.identity(1, 16, 16), normalisation, dtype="bfloat16", form="numba")
         assert same_bits(got, exact.to(torch.bfloat16))
+
+
+def _bfloat16_bits(values):
+    return torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
+
+
+def _quickly(values):
+    """What the quick way makes of float32."""
+    if HAS_BFLOAT16_UNITS:
+        return _bfloat16_bits(np.where(np.abs(values) < 2.0**-126, values * np.float32(0), values))
+    return ((values.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16).view(np.int16)
 
 
 def test_cutout_erases_exactly_its_box():
