@@ -54,7 +54,8 @@ class Kernel:
         self._place, self._form = place, form
         images = torch.from_numpy(np.array(np.load(images_file, mmap_mode="r")[: num_images or None]))
         self._images = images.to(place.device)
-        self._order = torch.from_numpy(np.random.default_rng(0).permutation(len(images))).to(place.device)
+        order = np.random.default_rng(0).permutation(len(images))
+        self._order = order if place.device == "cpu" else torch.from_numpy(order).to(place.device)
         self._batch_size = min(batch_size, len(images))
         self._at = self._epoch = 0
 
@@ -62,16 +63,19 @@ class Kernel:
         """Make the buffer and call once: what is not compiled or read from the cache yet, is then."""
         import torch
 
-        from fastcifar.kernels import Normalisation
+        from fastcifar.kernels import Augmenter, Normalisation
 
         told = Task.parse(task)
-        self._dtype = getattr(torch, settings.DTYPES[told.dtype])
-        self._augmentation = settings.augmentation(told.setting)
-        # CIFAR-10's; any other would be as fast.
-        self._normalisation = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-        _, height, width, channels = self._images.shape
-        shape = (self._batch_size, height, width, channels)
-        self._out = torch.empty(shape, dtype=self._dtype, device=self._place.device).permute(0, 3, 1, 2)
+        options: dict[str, Any] = {} if self._place.device != "cpu" else {"num_threads": self._place.threads or None}
+        self._augmenter = Augmenter(
+            settings.augmentation(told.setting),
+            # CIFAR-10's; any other would be as fast.
+            Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+            seed=0,
+            dtype=getattr(torch, settings.DTYPES[told.dtype]),
+            form=self._form,
+            **options,
+        )
         self._once()
         bounds.synchronise(self._place.device)
 
@@ -81,26 +85,12 @@ class Kernel:
 
     def release(self, task: str) -> None:
         """The next task makes its own buffer."""
-        del self._out
+        del self._augmenter
 
     def _once(self) -> float:
-        from fastcifar.kernels import augment_batch
-
         if self._at + self._batch_size > len(self._order):
             self._at, self._epoch = 0, self._epoch + 1
         rows = self._order[self._at : self._at + self._batch_size]
         self._at += self._batch_size
-        options: dict[str, Any] = {} if self._place.device != "cpu" else {"num_threads": self._place.threads or None}
-        augment_batch(
-            self._images,
-            rows,
-            self._augmentation,
-            self._normalisation,
-            seed=0,
-            epoch=self._epoch,
-            dtype=self._dtype,
-            out=self._out,
-            form=self._form,
-            **options,
-        )
+        self._augmenter(self._images, rows, epoch=self._epoch)
         return float(self._batch_size)

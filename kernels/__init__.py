@@ -9,8 +9,12 @@ Five lines, on your own uint8 images of any size up to 256x256 (torch tensors or
     batch = augment(images_nhwc, plan, normalisation, rows_n=range(512))  # bfloat16 [512, 3, 32, 32], channels-last
 
 `plan.mix_weights_n` and `plan.partners_n` say how to mix the labels. `augment_batch` draws and augments in one call,
-which is what a training loop wants; `epoch_order` shuffles; `fastcifar.kernels.ops` holds the same as operators for
-compiled functions.
+and an `Augmenter` does that for one batch after the other, as a training loop wants it:
+
+    augmenter = Augmenter(augmentation, normalisation, seed=0)
+    images, mix_weights, partners = augmenter(images_nhwc, range(512), epoch=3)
+
+`epoch_order` shuffles; `fastcifar.kernels.ops` holds the same as operators for compiled functions.
 
 What happens to an image is a pure function of (seed, epoch, index) and of its partner in the batch, the same in every
 form to the last bit, whatever the number of threads.
@@ -19,12 +23,14 @@ form to the last bit, whatever the number of threads.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastcifar.kernels.augmenter import Augmenter
     from fastcifar.kernels.dispatch import augment, augment_batch, draw_plan, epoch_order, prepare, raise_for_bad_rows
     from fastcifar.kernels.plan import Plan
     from fastcifar.kernels.settings import Augmentation, Normalisation
 
 __all__ = [
     "Augmentation",
+    "Augmenter",
     "Normalisation",
     "Plan",
     "augment",
@@ -37,6 +43,7 @@ __all__ = [
 
 _HOMES = {
     "Augmentation": "settings",
+    "Augmenter": "augmenter",
     "Normalisation": "settings",
     "Plan": "plan",
     "augment": "dispatch",

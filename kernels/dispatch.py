@@ -9,7 +9,7 @@ import numpy as np
 
 from fastcifar.kernels import checks
 from fastcifar.kernels.errors import MissingLibraryError
-from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, PlanKey, Settings, partners, settings_for
+from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, PlanKey, Settings, partners_of, settings_for
 from fastcifar.kernels.settings import Augmentation, Normalisation
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def draw_plan(
     indices = checks.int64_vector("indices_n", indices_n)
     # A plan is drawn in main memory for every form; augment() takes it to the GPU, augment_batch() draws it there.
     host = host_form(form if form == "reference" else "auto")
-    plan = _new_plan(augmentation, settings, len(indices))
+    plan = new_plan(augmentation, settings, len(indices))
     host.draw(PlanKey(settings, seed, epoch, indices), plan, num_threads)
     return plan
 
@@ -147,7 +147,7 @@ def augment_batch(
     host.draw_and_augment(images_nhwc, rows, key, plan, normalisation, batch, num_threads)
     if not augmentation.mixes:
         return batch, None, None
-    return batch, torch.from_numpy(plan.mix_weights_n.copy()), _partners(len(rows))
+    return batch, torch.from_numpy(plan.mix_weights_n.copy()), partners_of(len(rows))
 
 
 def prepare(device: Any) -> None:
@@ -274,7 +274,7 @@ def host_form(form: str) -> HostForm:
     return numba_cpu
 
 
-def _new_plan(augmentation: Augmentation, settings: Settings, num_images: int) -> Plan:
+def new_plan(augmentation: Augmentation, settings: Settings, num_images: int) -> Plan:
     """A plan in new memory, yet to be filled; the settings are those of the augmentation."""
     ints = np.empty((num_images, NUM_INTS), dtype=np.int32)
     floats = np.empty((num_images, NUM_FLOATS), dtype=np.float32)
@@ -292,15 +292,8 @@ def _kept_plan(augmentation: Augmentation, settings: Settings, num_images: int) 
     of = (num_images, settings.height, settings.width, augmentation.padding_mode)
     kept: tuple[tuple[int, int, int, str], Plan] | None = getattr(_LOCAL, "plan", None)
     if kept is None or kept[0] != of:
-        kept = _LOCAL.plan = of, _new_plan(augmentation, settings, num_images)
+        kept = _LOCAL.plan = of, new_plan(augmentation, settings, num_images)
     return kept[1]
-
-
-@lru_cache(maxsize=16)
-def _partners(num_images: int) -> "torch.Tensor":
-    import torch
-
-    return torch.from_numpy(partners(num_images))
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ import numpy as np
 from fastcifar.kernels import checks, numba_draw, numba_pixels
 from fastcifar.kernels.numba_cast import quickest_way
 from fastcifar.kernels.numba_draw import fisher_yates, is_possible, rows_inside
+from fastcifar.kernels.numba_jit import config
 from fastcifar.kernels.numba_task import scratch_bytes
 from fastcifar.kernels.numba_vector import CACHE_LINE
 from fastcifar.kernels.plan import NUM_SETTING_INTS, Plan, PlanKey, Settings, beta_tables, is_reflect, scale_shift
@@ -77,11 +78,17 @@ def _settings_in_memory(settings: Settings) -> _InMemory:
     return _InMemory.of(np.array(numbers, np.int64), np.array(amounts, np.float32), *beta_tables(settings))
 
 
-@lru_cache(maxsize=16)
-def _normalisation_in_memory(normalisation: Normalisation) -> tuple[_InMemory, int]:
+class _Normalisation(NamedTuple):
     """Scale and shift, and the quickest way of normalising to bfloat16 that is right for every byte."""
+
+    memory: _InMemory
+    way: int
+
+
+@lru_cache(maxsize=16)
+def _normalisation_in_memory(normalisation: Normalisation) -> _Normalisation:
     pair = scale_shift(normalisation)
-    return _InMemory.of(*pair), quickest_way(*pair)
+    return _Normalisation(_InMemory.of(*pair), quickest_way(*pair))
 
 
 def check(plan: Plan, rows_n: np.ndarray, num_images: int, height: int, width: int) -> None:
@@ -148,33 +155,90 @@ def _augment(
     places: addresses of the rows and of the plan's arrays; drawing: the numbers of a Drawing by which the plan is to be
     filled first, none where it is filled.
     """
-    rows, ints, floats = places
     _, height, width, _ = images_nhwc.shape
     num_tasks = num_tasks_for(num_images, num_threads)
-    task_bytes = _scratch_bytes(height, width)
-    # Held by its name until the call ends, as is what lies at the other addresses.
-    _memory, scratch = _scratch(num_tasks * task_bytes)
-    kept, way = _normalisation_in_memory(normalisation)
-    scale, shift = kept.addresses
-    batch = numba_pixels.Batch(
+    # Held by their names until the call ends, as is what lies at the other addresses.
+    memory = _scratch(num_tasks * _scratch_bytes(height, width))
+    kept = _normalisation_in_memory(normalisation)
+    images = address(images_nhwc)
+    batch = _batch(images, places, padding_mode, kept, memory, out, draws=bool(drawing))
+    share_out(numba_pixels.augment, num_images, (*batch, *drawing), num_tasks)
+
+
+def _batch(
+    images: int,
+    places: tuple[int, int, int],
+    padding_mode: str,
+    normalisation: "_Normalisation",
+    memory: "_Scratch",
+    out: "torch.Tensor",
+    *,
+    draws: bool,
+) -> numba_pixels.Batch:
+    """The numbers that the kernel takes; all that lies at their addresses is the caller's to keep.
+
+    images: an address; places: those of the rows and of the plan's arrays.
+    """
+    num_images, _, height, width = out.shape
+    rows, ints, floats = places
+    scale, shift = normalisation.memory.addresses
+    return numba_pixels.Batch(
         num_images=num_images,
         height=height,
         width=width,
         reflect=is_reflect(padding_mode),
         kind=checks.kind_of(out.dtype),
-        images=address(images_nhwc),
+        images=images,
         rows=rows,
         ints=ints,
         floats=floats,
         scale=scale,
         shift=shift,
-        way=way,
-        scratch=scratch,
-        scratch_bytes=task_bytes,
+        way=normalisation.way,
+        scratch=memory.first,
+        scratch_bytes=_scratch_bytes(height, width),
         out=out.data_ptr(),
-        draw=numba_draw.draw.address if drawing else 0,
+        draw=numba_draw.draw.address if draws else 0,
     )
-    share_out(numba_pixels.augment, num_images, (*batch, *drawing), num_tasks)
+
+
+_IMAGES, _ROWS = (numba_pixels.Batch._fields.index(name) for name in ("images", "rows"))
+_EPOCH, _INDICES = (
+    len(numba_pixels.Batch._fields) + numba_draw.Drawing._fields.index(name) for name in ("epoch", "indices")
+)
+
+
+class PreparedBatch:
+    """`draw_and_augment` for batches of one size: its numbers lie in memory, where a batch changes four of them."""
+
+    def __init__(
+        self, settings: Settings, plan: Plan, normalisation: Normalisation, seed: int, out: "torch.Tensor"
+    ) -> None:
+        """The plan, of the settings, and out, [n, 3, h, w] channels-last, are filled by every call of `fill`."""
+        self._num_images, _, height, width = out.shape
+        in_memory, normalised = _settings_in_memory(settings), _normalisation_in_memory(normalisation)
+        memory = _Scratch.of(num_tasks_for(self._num_images, config.NUMBA_NUM_THREADS) * _scratch_bytes(height, width))
+        # What lies at the addresses is kept.
+        self._kept = plan, in_memory, normalised, memory, out
+        nothing = np.empty(0, np.int64)
+        places = 0, address(plan.ints_nk), address(plan.floats_nk)
+        batch = _batch(0, places, plan.padding_mode, normalised, memory, out, draws=True)
+        drawing = _drawing(PlanKey(settings, seed, 0, nothing), in_memory, 0, *places[1:])
+        self._numbers = np.array((*batch, *drawing), np.int64)
+
+    def fill(
+        self, images: int, rows_n: np.ndarray, indices_n: np.ndarray, epoch: int, num_threads: int | None = None
+    ) -> None:
+        """Draw the plan and write the batch.
+
+        images: the address of uint8 [N, h, w, 3]; rows_n and indices_n: int64 [n], contiguous; num_threads: as for
+        draw().
+        """
+        numbers = self._numbers
+        numbers[_IMAGES], numbers[_EPOCH] = images, epoch
+        numbers[_ROWS] = rows = address(rows_n)
+        numbers[_INDICES] = rows if indices_n is rows_n else address(indices_n)
+        share_out(numba_pixels.augment, self._num_images, numbers, num_tasks_for(self._num_images, num_threads))
 
 
 _address_of, _char_at = ctypes.addressof, ctypes.c_char.from_buffer
@@ -200,18 +264,26 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
+class _Scratch(NamedTuple):
+    """Scratch memory, and where it begins: at a line of the cache, as what does not takes up to a quarter longer."""
+
+    memory: np.ndarray
+    first: int
+
+    @classmethod
+    def of(cls, num_bytes: int) -> "_Scratch":
+        memory = np.empty(num_bytes + CACHE_LINE, dtype=np.uint8)
+        return cls(memory, -(-address(memory) // CACHE_LINE) * CACHE_LINE)
+
+
 _LOCAL = threading.local()
 
 
-def _scratch(num_bytes: int) -> tuple[np.ndarray, int]:
-    """Scratch memory of the calling thread, which is kept from call to call, and where its num_bytes begin.
-
-    They begin at a line of the cache: what does not takes up to a quarter longer.
-    """
-    kept = getattr(_LOCAL, "scratch", None)
-    if kept is None or len(kept[0]) < num_bytes + CACHE_LINE:
-        memory = np.empty(num_bytes + CACHE_LINE, dtype=np.uint8)
-        kept = _LOCAL.scratch = memory, -(-address(memory) // CACHE_LINE) * CACHE_LINE
+def _scratch(num_bytes: int) -> _Scratch:
+    """Scratch memory of the calling thread, which is kept from call to call."""
+    kept: _Scratch | None = getattr(_LOCAL, "scratch", None)
+    if kept is None or len(kept.memory) < num_bytes + CACHE_LINE:
+        kept = _LOCAL.scratch = _Scratch.of(num_bytes)
     return kept
 
 

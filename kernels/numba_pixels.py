@@ -307,8 +307,8 @@ Batch = namedtuple(
 """What `augment` takes: sizes, whether images are extended by reflection, the kind of output, and addresses.
 
 Of the images, uint8 [N, 3 h w]; of the rows that the batch shows, int64 [num_images]; of the plan's arrays; of scale
-and shift, float32 [3], whose quickest_way() is way; of the tasks' scratch memory, so many bytes
-each; of the output, [num_images, 3 h w]; and of numba_draw.draw where the plan is still to be drawn, by the Drawing that follows, or 0.
+and shift, float32 [3], whose quickest_way() is way; of the tasks' scratch memory, so many bytes each; of the output,
+[num_images, 3 h w]; and of numba_draw.draw where the plan is still to be drawn, by the Drawing that follows, or 0.
 """
 _batch = reader(Batch)
 _NUM_BATCH_NUMBERS = len(Batch._fields)

@@ -127,6 +127,14 @@ def partners(num_images: int) -> np.ndarray:
     return partners_n
 
 
+@lru_cache(maxsize=16)
+def partners_of(num_images: int) -> "torch.Tensor":
+    """As partners, a tensor in main memory that all batches of this size share."""
+    import torch
+
+    return torch.from_numpy(partners(num_images))
+
+
 def partners_on(device: Any, num_images: int) -> "torch.Tensor":
     """As partners, a tensor on the device."""
     import torch

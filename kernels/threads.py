@@ -27,12 +27,13 @@ def num_tasks_for(num_images: int, num_threads: int | None = None) -> int:
     return max(1, min(num_threads, num_images, config.NUMBA_NUM_THREADS))
 
 
-def share_out(function: Any, num: int, numbers: Sequence[int], num_tasks: int) -> None:
+def share_out(function: Any, num: int, numbers: Sequence[int] | np.ndarray, num_tasks: int) -> None:
     """Do num pieces of work in num_tasks threads; a single task is the caller's, which may be a forked process.
 
-    function: of numba_share.shared; numbers: what it takes, addresses of memory that the caller keeps among them.
+    function: of numba_share.shared; numbers: what it takes, addresses of memory that the caller keeps among them; an
+    array of them is not copied.
     """
-    told = np.array(numbers, dtype=np.int64)
+    told = np.asarray(numbers, dtype=np.int64)
     if num_tasks == 1:
         numba_share.alone(function.address, num, told)
     else:

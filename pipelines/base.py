@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar.kernels import Augmentation, Normalisation, augment_batch
+from fastcifar.kernels import Augmentation, Augmenter, Normalisation
 from fastcifar.pipelines import order as orders
 
 
@@ -164,12 +164,15 @@ class Pipeline(ABC):
 class Fuser:
     """Turns uint8 images into finished batches by the fused kernel, into one buffer that it reuses."""
 
-    def __init__(self, settings: Settings, contents: Contents) -> None:
-        self._settings = settings
-        n, height, width = settings.batch_size, contents.height, contents.width
-        buffer_nhwc = torch.empty((n, height, width, 3), dtype=settings.dtype, device=settings.device)
-        self._buffer = buffer_nhwc.permute(0, 3, 1, 2)
-        in_order = torch.arange(n, device=settings.device)
+    def __init__(self, settings: Settings) -> None:
+        self._augmenter = Augmenter(
+            settings.augmentation,
+            settings.normalisation,
+            seed=settings.seed,
+            dtype=settings.dtype,
+            num_threads=settings.num_threads,
+        )
+        in_order = torch.arange(settings.batch_size, device=settings.device)
         self._in_order: np.ndarray | Tensor = in_order.numpy() if settings.device.type == "cpu" else in_order
 
     def fuse(
@@ -187,18 +190,12 @@ class Fuser:
         where the caller has them. Rows in a tensor on a GPU are not looked at here (`kernels.augment_batch` says why):
         `open` has checked those that pipelines draw from.
         """
-        settings, n = self._settings, len(labels)
-        images, mix_weights, _partners = augment_batch(
+        n = len(labels)
+        images, mix_weights, _partners = self._augmenter(
             images_nhwc,
             self._in_order[:n] if rows_n is None else rows_n,
-            settings.augmentation,
-            settings.normalisation,
-            seed=settings.seed,
             epoch=epoch,
             indices_n=indices if rows_n is None else None,
-            dtype=settings.dtype,
-            out=self._buffer if n == len(self._buffer) else self._buffer[:n],
-            num_threads=settings.num_threads,
         )
         if mix_weights is None:
             mix_labels = None

@@ -43,7 +43,7 @@ class DaliPipeline(Pipeline):
         self._lines = _index_lines(index)
         self._native = native
         self.streams = streaming
-        self._fuser = None if native else Fuser(settings, contents)
+        self._fuser = None if native else Fuser(settings)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         order = self.order(epoch)[first_step * self.batch_size :]

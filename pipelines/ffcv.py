@@ -47,7 +47,7 @@ class FfcvPipeline(Pipeline):
             streaming=streaming,
         )
         self._places = [list(self._loader.pipeline_specs).index(field) for field in _FIELDS]
-        self._fuser = None if native else Fuser(settings, contents)
+        self._fuser = None if native else Fuser(settings)
 
     def _batches(self, epoch: int, first_step: int) -> Generator[Batch, None, None]:
         order = self.order(epoch)[first_step * self.batch_size :]

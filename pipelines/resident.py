@@ -24,7 +24,7 @@ class ResidentPipeline(Pipeline):
 
     def __init__(self, settings: Settings, contents: Contents, images_nhwc: np.ndarray, labels_n: np.ndarray) -> None:
         super().__init__(settings, contents)
-        self._fuser = Fuser(settings, contents)
+        self._fuser = Fuser(settings)
         self._parts: _PartsInMemory | _PartsOnGpu
         if settings.device.type == "cpu":
             self._images: np.ndarray | Tensor = images_nhwc

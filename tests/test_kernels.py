@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from fastcifar.kernels import (
     Augmentation,
+    Augmenter,
     Normalisation,
     Plan,
     augment,
@@ -390,3 +391,38 @@ def test_reads_memory_mapped_images(tmp_path):
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     plan = Plan.identity(2, 8, 8)
     assert same_bits(augment(mapped, plan, CIFAR, rows_n=[3, 1]), augment(images, plan, CIFAR, rows_n=[3, 1]))
+
+
+@pytest.mark.parametrize("form", ["auto", "reference"])
+def test_an_augmenter_does_what_augment_batch_does(form):
+    """Batch after batch: of other sizes, epochs, images, sizes of images, and from tensors as from arrays."""
+    augmentation = Augmentation(crop_padding=2, flip="random", cutmix=1.0, mix_from_epoch=1, brightness=0.1)
+    augmenter = Augmenter(augmentation, CIFAR, seed=5, dtype="bfloat16", form=form)
+    small, large = pictures(20, 8, 8), torch.from_numpy(pictures(20, 12, 16))
+    rows = np.random.default_rng(0).permutation(20)
+    for images, count, epoch, indices in (
+        (small, 12, 0, None),
+        (small, 12, 1, None),
+        (small, 20, 1, rows[::-1].copy()),
+        (small, 7, 1, None),
+        (large, 7, 1, None),
+        (large, 7, 2, torch.arange(100, 107)),
+        (small, 0, 2, None),
+        (small, 12, 0, None),
+    ):
+        told = {"epoch": epoch, "indices_n": indices}
+        expected = augment_batch(images, rows[:count], augmentation, CIFAR, seed=5, form=form, **told)
+        got = augmenter(images, rows[:count], **told)
+        assert same_bits(got[0], expected[0])
+        for mixing, expected_mixing in zip(got[1:], expected[1:], strict=True):
+            assert (mixing is None) == (expected_mixing is None)
+            assert mixing is None or torch.equal(mixing, expected_mixing)
+
+
+def test_an_augmenters_batch_lies_where_the_one_before_did():
+    augmenter = Augmenter(Augmentation(cutmix=1.0), CIFAR, seed=0)
+    images = pictures(8, 8, 8)
+    first = augmenter(images, range(8), epoch=0)
+    again = augmenter(images, range(8), epoch=0)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(first, again, strict=True))
+    assert augmenter(images, range(5), epoch=0)[0].data_ptr() == first[0].data_ptr()

@@ -5,7 +5,16 @@ import pytest
 import torch
 from kernel_cases import CIFAR, pictures, same_bits
 
-from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan, epoch_order
+from fastcifar.kernels import (
+    Augmentation,
+    Augmenter,
+    Normalisation,
+    Plan,
+    augment,
+    augment_batch,
+    draw_plan,
+    epoch_order,
+)
 
 IMAGES = pictures(4, 8, 8)
 FORMS = ("reference", "numba")
@@ -84,6 +93,9 @@ def test_wrong_images_are_refused(form, images, message):
     with pytest.raises(ValueError) as caught:
         augment_batch(images, range(4), Augmentation(), CIFAR, seed=0, epoch=0, form=form, out=out)
     assert str(caught.value) == message
+    with pytest.raises(ValueError) as caught:
+        Augmenter(Augmentation(), CIFAR, seed=0, form=form)(images, range(4), epoch=0)
+    assert str(caught.value) == message
     assert (out == 7).all()
 
 
@@ -97,12 +109,20 @@ def test_rows_outside_are_refused(form, row):
     with pytest.raises(ValueError, match=message):
         augment_batch(IMAGES, [0, 1, row, 3], Augmentation(), CIFAR, seed=0, epoch=0, form=form, out=out)
     assert (out == 7).all()
+    augmenter = Augmenter(Augmentation(), CIFAR, seed=0, form=form)
+    before = augmenter(IMAGES, range(4), epoch=0)[0]
+    kept = before.clone()
+    with pytest.raises(ValueError, match=message):
+        augmenter(IMAGES, [0, 1, row, 3], epoch=0)
+    assert torch.equal(before, kept)
 
 
 @pytest.mark.parametrize("rows", [[0.5], [[0, 1]], torch.zeros(2)])
 def test_rows_that_are_no_vector_of_integers_are_refused(rows):
     with pytest.raises(ValueError, match=r"^rows_n: got shape .*, takes a vector of integers$"):
         augment_batch(IMAGES, rows, Augmentation(), CIFAR, seed=0, epoch=0)
+    with pytest.raises(ValueError, match=r"^rows_n: got shape .*, takes a vector of integers$"):
+        Augmenter(Augmentation(), CIFAR, seed=0)(IMAGES, rows, epoch=0)
 
 
 def _boxed(column, box, weight=1.0):
@@ -222,6 +242,13 @@ def test_settings_that_do_not_fit_the_size_are_refused():
 def test_wrong_arguments_are_named(options, message):
     with pytest.raises(ValueError) as caught:
         augment_batch(IMAGES, [0, 1], Augmentation(), CIFAR, **{"seed": 0, "epoch": 0, **options})
+    assert str(caught.value) == message
+    per_call = {name: options[name] for name in options.keys() & {"epoch", "indices_n"}}
+    with pytest.raises(ValueError) as caught:
+        augmenter = Augmenter(
+            Augmentation(), CIFAR, **{"seed": 0, **{name: options[name] for name in options.keys() - per_call}}
+        )
+        augmenter(IMAGES, [0, 1], **{"epoch": 0, **per_call})
     assert str(caught.value) == message
 
 

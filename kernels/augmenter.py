@@ -1,0 +1,117 @@
+"""The kernel for one batch after the other, with everything that batches share looked at and laid out once."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastcifar.kernels import checks, dispatch
+from fastcifar.kernels.plan import Settings, partners_of, settings_for
+from fastcifar.kernels.settings import Augmentation, Normalisation
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastcifar.kernels.numba_cpu import PreparedBatch
+
+_Augmented = tuple["torch.Tensor", "torch.Tensor | None", "torch.Tensor | None"]
+
+
+class Augmenter:
+    """`augment_batch` for a training loop: the same pixels, with a fraction of what a call costs on a CPU.
+
+    What it returns is its own and is filled anew by its next call. It is for one thread at a time.
+    """
+
+    def __init__(
+        self,
+        augmentation: Augmentation,
+        normalisation: Normalisation,
+        *,
+        seed: int,
+        dtype: Any = "bfloat16",
+        form: str = "auto",
+        num_threads: int | None = None,
+    ) -> None:
+        """Arguments and errors are those of `augment_batch`."""
+        checks.check_form(form)
+        checks.check_num_threads(num_threads)
+        checks.check_seed_epoch(seed, 0)
+        self._augmentation, self._normalisation, self._seed = augmentation, normalisation, seed
+        self._dtype = checks.torch_dtype(dtype)
+        self._form, self._num_threads = form, num_threads
+        self._images: Any = None
+        self._epoch: int | None = None
+        self._settings: Settings | None = None
+        self._buffer: torch.Tensor | None = None
+        self._prepared: dict[int, tuple[PreparedBatch, _Augmented]] = {}
+
+    def __call__(self, images_nhwc: Any, rows_n: Any, *, epoch: int, indices_n: Any = None) -> _Augmented:
+        """Draw and augment a batch; arguments, result and errors are those of `augment_batch`.
+
+        But the result, the weights too, is valid until the next call, and the weights need not be contiguous. Images
+        that are the very array or tensor of the call before are taken to be of its size still.
+        """
+        if images_nhwc is not self._images or epoch != self._epoch:
+            self._look_at(images_nhwc, epoch)
+        if self._form_now != "numba":
+            return self._by_augment_batch(images_nhwc, rows_n, epoch, indices_n)
+        rows = checks.int64_vector("rows_n", rows_n)
+        indices = rows if indices_n is None else checks.int64_vector("indices_n", indices_n)
+        checks.check_num_indices(len(indices), len(rows))
+        self._host.check_rows(rows, self._num_images)
+        prepared, result = self._prepared.get(len(rows)) or self._prepare(len(rows))
+        prepared.fill(self._address, rows, indices, epoch, self._num_threads)
+        return result
+
+    def _look_at(self, images_nhwc: Any, epoch: int) -> None:
+        """Check the images and the epoch, and forget what was laid out for images of another kind."""
+        self._images = None  # until all has been found right
+        checks.check_images(images_nhwc)
+        checks.check_seed_epoch(self._seed, epoch)
+        self._form_now = dispatch.pick_form(self._form, images_nhwc)
+        num_images, height, width, _ = images_nhwc.shape
+        settings = settings_for(self._augmentation.at(epoch), height, width)
+        if settings != self._settings:
+            self._prepared.clear()
+        if self._form_now == "numba":
+            from fastcifar.kernels import numba_cpu
+
+            self._host, self._address = numba_cpu, numba_cpu.address(images_nhwc)
+        self._settings, self._num_images = settings, num_images
+        self._images, self._epoch = images_nhwc, epoch
+
+    def _prepare(self, num_images: int) -> "tuple[PreparedBatch, _Augmented]":
+        import torch
+
+        settings, augmentation = self._settings, self._augmentation.at(self._epoch or 0)
+        assert settings is not None
+        plan = dispatch.new_plan(augmentation, settings, num_images)
+        out = self._room(num_images, settings.height, settings.width, torch.device("cpu"))
+        prepared = self._host.PreparedBatch(settings, plan, self._normalisation, self._seed, out)
+        mixing = (torch.from_numpy(plan.mix_weights_n), partners_of(num_images)) if augmentation.mixes else (None, None)
+        self._prepared[num_images] = prepared, (out, *mixing)
+        return self._prepared[num_images]
+
+    def _by_augment_batch(self, images_nhwc: Any, rows_n: Any, epoch: int, indices_n: Any) -> _Augmented:
+        _, height, width, _ = images_nhwc.shape
+        device = "cpu" if isinstance(images_nhwc, np.ndarray) else images_nhwc.device
+        return dispatch.augment_batch(
+            images_nhwc,
+            rows_n,
+            self._augmentation,
+            self._normalisation,
+            seed=self._seed,
+            epoch=epoch,
+            indices_n=indices_n,
+            dtype=self._dtype,
+            form=self._form_now,
+            out=self._room(len(rows_n), height, width, device),
+        )
+
+    def _room(self, num_images: int, height: int, width: int, device: Any) -> "torch.Tensor":
+        """Channels-last memory for a batch: the first part of that for the largest batch so far."""
+        shape = (num_images, 3, height, width)
+        kept = self._buffer
+        if kept is None or len(kept) < num_images or kept.shape[1:] != shape[1:] or kept.device != device:
+            kept = self._buffer = checks.output(None, shape, self._dtype, device)
+        return kept if len(kept) == num_images else kept[:num_images]
