@@ -93,8 +93,10 @@ class Augmenter:
         return self._prepared[num_images]
 
     def _by_augment_batch(self, images_nhwc: Any, rows_n: Any, epoch: int, indices_n: Any) -> _Augmented:
+        import torch
+
         _, height, width, _ = images_nhwc.shape
-        device = "cpu" if isinstance(images_nhwc, np.ndarray) else images_nhwc.device
+        device = torch.device("cpu") if isinstance(images_nhwc, np.ndarray) else images_nhwc.device
         return dispatch.augment_batch(
             images_nhwc,
             rows_n,

@@ -10,13 +10,14 @@ import pytest
 import torch
 from kernel_cases import CIFAR, pictures, same_bits
 
-from fastcifar.kernels import Augmentation, augment, augment_batch, draw_plan, raise_for_bad_rows
+from fastcifar.kernels import Augmentation, Augmenter, augment, augment_batch, draw_plan, raise_for_bad_rows
 
 SIMULATED = """
 import itertools, warnings
 warnings.simplefilter("error")
 import numpy as np, torch
-from fastcifar.kernels import Augmentation, Normalisation, Plan, augment, augment_batch, draw_plan, raise_for_bad_rows
+from fastcifar.kernels import Augmentation, Augmenter, Normalisation, Plan, augment, augment_batch, draw_plan
+from fastcifar.kernels import raise_for_bad_rows
 bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 normalisation = Normalisation((0.49, 0.48, 0.44), (0.2, 0.21, 0.22))
 cases = [
@@ -48,6 +49,10 @@ drawn = dict(seed=4, epoch=1, dtype=torch.bfloat16)
 expected = augment_batch(large, [1, 0], turning, normalisation, form="reference", **drawn)[0]
 got = augment_batch(large, [1, 0], turning, normalisation, form="cuda", **drawn)[0]
 assert torch.equal(got.view(torch.int16), expected.view(torch.int16))
+augmenter = Augmenter(turning, normalisation, seed=4, form="cuda")
+for rows in ([0], [1, 0]):
+    again = augmenter(large, rows, epoch=1)[0]
+assert torch.equal(again.view(torch.int16), expected.view(torch.int16))
 count += 1
 for bad in (-1, 5):
     try:
@@ -183,6 +188,8 @@ def test_gpu_agrees_with_cpu_on_every_bit(height, width, dtype):
     for augmentation in (EVERYTHING, Augmentation(), Augmentation(crop_padding=4, flip="alternating", cutmix=1.0)):
         expected, *labels = augment_batch(images, rows, augmentation, CIFAR, seed=7, epoch=3, dtype=dtype)
         got, *got_labels = augment_batch(images.cuda(), rows.cuda(), augmentation, CIFAR, seed=7, epoch=3, dtype=dtype)
+        again = Augmenter(augmentation, CIFAR, seed=7, dtype=dtype)(images.cuda(), rows.cuda(), epoch=3)[0]
+        assert same_bits(again.cpu(), got.cpu())
         assert same_bits(got.cpu(), expected)
         for one, other in zip(labels, got_labels, strict=True):
             assert (one is None and other is None) or torch.equal(one, other.cpu())
