@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from fastcifar.kernels.numba_cpu import PreparedBatch
 
+_MOST_PREPARED = 8  # sizes of batches; a training has one or two
 _Augmented = tuple["torch.Tensor", "torch.Tensor | None", "torch.Tensor | None"]
 
 
@@ -89,6 +90,8 @@ class Augmenter:
         out = self._room(num_images, settings.height, settings.width, torch.device("cpu"))
         prepared = self._host.PreparedBatch(settings, plan, self._normalisation, self._seed, out)
         mixing = (torch.from_numpy(plan.mix_weights_n), partners_of(num_images)) if augmentation.mixes else (None, None)
+        if len(self._prepared) == _MOST_PREPARED:
+            self._prepared.clear()
         self._prepared[num_images] = prepared, (out, *mixing)
         return self._prepared[num_images]
 

@@ -426,3 +426,14 @@ def test_an_augmenters_batch_lies_where_the_one_before_did():
     again = augmenter(images, range(8), epoch=0)
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(first, again, strict=True))
     assert augmenter(images, range(5), epoch=0)[0].data_ptr() == first[0].data_ptr()
+
+
+def test_an_augmenter_takes_batches_of_any_number_of_sizes():
+    augmentation, images = Augmentation(crop_padding=1, cutmix=1.0), pictures(20, 8, 8)
+    augmenter = Augmenter(augmentation, CIFAR, seed=0)
+    for count in (*range(1, 20), 3, 20):
+        expected = augment_batch(images, range(count), augmentation, CIFAR, seed=0, epoch=0)
+        got = augmenter(images, range(count), epoch=0)
+        assert same_bits(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+    assert len(augmenter._prepared) < 20
