@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,30 @@ def test_a_cold_record_that_was_stopped_goes_on_with_its_own_caches(
 def test_runs_of_different_recipes_are_no_record() -> None:
     with pytest.raises(ValueError, match="one recipe"):
         record.take_together([card(0.9), {**card(0.9), "recipe": "other"}], 0.9, [{}, {}])
+
+
+def test_what_a_record_writes_is_no_change_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastcifar.report import environment
+
+    def git(*args: str) -> str:
+        who = ("-c", "user.name=t", "-c", "user.email=t@t")
+        command = ["git", "-C", str(tmp_path), *who, *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    for name in ("README.md", "bench/records/README.md", "bench/results/a.csv", "fastcifar/report/environment.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    head = git("rev-parse", "HEAD")
+    code = tmp_path / "fastcifar/report/environment.py"
+    monkeypatch.setattr(environment, "__file__", str(code))
+    for name in ("README.md", "bench/records/README.md", "bench/results/a.csv"):
+        (tmp_path / name).write_text("after")
+        assert environment.revision() == head
+    code.write_text("after")
+    assert environment.revision() == f"{head}+changes"
 
 
 def test_a_record_names_the_revisions_of_the_code_that_it_is_of() -> None:

@@ -31,8 +31,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+_CODE = ("--porcelain", "--untracked-files=no", "--", ".", ":!*.md", ":!bench/records", ":!bench/results")
+
+
 def revision() -> str:
-    """The git revision of this code, with `+changes` where the tree differs from it; empty outside a checkout."""
+    """The git revision of this code, with `+changes` where code differs from it; empty outside a checkout.
+
+    Tables and results are no code: a record writes them itself, and goes on.
+    """
     root = Path(__file__).resolve().parents[2]
 
     def git(*args: str) -> str:
@@ -42,7 +48,7 @@ def revision() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")) != root:
             return ""
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", *_CODE) else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 
