@@ -100,6 +100,7 @@ class Augmenter:
 
         _, height, width, _ = images_nhwc.shape
         device = torch.device("cpu") if isinstance(images_nhwc, np.ndarray) else images_nhwc.device
+        shape = rows_n.shape if hasattr(rows_n, "shape") else np.shape(rows_n)
         return dispatch.augment_batch(
             images_nhwc,
             rows_n,
@@ -110,7 +111,8 @@ class Augmenter:
             indices_n=indices_n,
             dtype=self._dtype,
             form=self._form_now,
-            out=self._room(len(rows_n), height, width, device),
+            # Of what is no vector the call itself says so.
+            out=self._room(shape[0], height, width, device) if len(shape) == 1 else None,
         )
 
     def _room(self, num_images: int, height: int, width: int, device: Any) -> "torch.Tensor":

@@ -117,12 +117,13 @@ def test_rows_outside_are_refused(form, row):
     assert torch.equal(before, kept)
 
 
-@pytest.mark.parametrize("rows", [[0.5], [[0, 1]], torch.zeros(2)])
-def test_rows_that_are_no_vector_of_integers_are_refused(rows):
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [3, [0.5], [[0, 1]], torch.zeros(2), torch.tensor(1)])
+def test_rows_that_are_no_vector_of_integers_are_refused(rows, form):
     with pytest.raises(ValueError, match=r"^rows_n: got shape .*, takes a vector of integers$"):
-        augment_batch(IMAGES, rows, Augmentation(), CIFAR, seed=0, epoch=0)
+        augment_batch(IMAGES, rows, Augmentation(), CIFAR, seed=0, epoch=0, form=form)
     with pytest.raises(ValueError, match=r"^rows_n: got shape .*, takes a vector of integers$"):
-        Augmenter(Augmentation(), CIFAR, seed=0)(IMAGES, rows, epoch=0)
+        Augmenter(Augmentation(), CIFAR, seed=0, form=form)(IMAGES, rows, epoch=0)
 
 
 def _boxed(column, box, weight=1.0):
