@@ -6,8 +6,8 @@ anew; where nothing can be written, nothing is cached.
 
 import hashlib
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any
@@ -90,9 +90,26 @@ def jit(function: FunctionType, signature: Any = None, **options: Any) -> Any:
     with suppress(RuntimeError):
         dispatcher._cache = _Cache(function)
     if signature is not None:
-        dispatcher.compile(signature)
+        with torch_threads_kept():
+            dispatcher.compile(signature)
         dispatcher.disable_compile()
     return dispatcher
+
+
+@contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Leave torch's number of threads as it was.
+
+    Numba's first parallel function has OpenMP take as many as there are cores, and OpenMP's threads are torch's too.
+    """
+    import torch
+
+    num_threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != num_threads:
+            torch.set_num_threads(num_threads)
 
 
 def compiled(function: Any, **options: Any) -> Any:

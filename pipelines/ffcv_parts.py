@@ -32,22 +32,19 @@ import numba.typed
 import numpy as np
 
 from fastcifar.data.errors import DataError
-from fastcifar.kernels.numba_jit import jit  # before FFCV, which has Numba choose its threads
+from fastcifar.kernels.numba_jit import jit, torch_threads_kept  # before FFCV, which has Numba choose its threads
 
 
 def _import_ffcv() -> None:
-    """Import FFCV without its compiling at import, and leave torch's number of threads as it was."""
-    import torch
-
-    num_threads = torch.get_num_threads()
+    """Import FFCV without its compiling at import."""
     typed_dict = numba.typed.Dict
     try:
         if "ffcv" not in sys.modules:
             numba.typed.Dict = dict
-        import ffcv.loader  # noqa: F401
+        with torch_threads_kept():
+            import ffcv.loader  # noqa: F401
     finally:
         numba.typed.Dict = typed_dict
-        torch.set_num_threads(num_threads)
 
 
 _import_ffcv()

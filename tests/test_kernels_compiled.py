@@ -38,6 +38,17 @@ def _batch(**options):
     return augment_batch(pictures(30, 8, 8), range(30), AUGMENTATION, CIFAR, seed=1, epoch=1, **options)[0]
 
 
+def test_torch_keeps_its_number_of_threads():
+    code = """
+import torch
+torch.set_num_threads(1)
+from fastcifar import kernels
+kernels.prepare(torch.device("cpu"))
+print(torch.get_num_threads())
+"""
+    assert _python(code, NUMBA_NUM_THREADS="3") == "1\n"
+
+
 def test_a_second_process_compiles_nothing():
     _batch(num_threads=2)  # the first process, where this is run alone
     code = """
