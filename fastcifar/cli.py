@@ -26,6 +26,9 @@ COMMANDS = {
     "doctor": "say which pipelines work here and how to get the others; versions, device, data",
 }
 
+TOGETHER = ("train", "speedrun")
+"""The commands that several processes, each with a device of its own, may run together."""
+
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
@@ -63,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 
         hint = did_you_mean(name, COMMANDS)
         return _fail(f": no command {name!r}{hint}; it takes one of: {', '.join(COMMANDS)}", 2)
+    if _num_processes() > 1 and name not in TOGETHER:
+        return _fail(f" {name}: got several processes from torchrun, takes one; {' and '.join(TOGETHER)} take more", 2)
     try:
         return _run(name, argv[1:])
     except BrokenPipeError:
@@ -76,12 +81,24 @@ def main(argv: list[str] | None = None) -> int:
             return _fail(f" {name}: interrupted", 130)
         return _fail(f" {name}: {error}", 1 if isinstance(error, FailedError) else 2)
     except InterruptedRunError as error:
-        return _fail(f" {name}: {error}", error.exit_code)
+        # Of several processes the first one's folder is the run's: there is one line on how to go on.
+        return error.exit_code if _rank() else _fail(f" {name}: {error}", error.exit_code)
 
 
 def _fail(message: str, code: int) -> int:
-    print("fastcifar" + one_line(message), file=sys.stderr)
+    which = f" (process {_rank()})" if _rank() else ""
+    print("fastcifar" + which + one_line(message), file=sys.stderr)
     return code
+
+
+def _num_processes() -> int:
+    """How many torchrun started; it says so by the environment, which takes no import to read."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def _rank() -> int:
+    """Which of them this one is."""
+    return int(os.environ.get("RANK", "0")) if _num_processes() > 1 else 0
 
 
 def one_line(message: str, most: int = 1500) -> str:

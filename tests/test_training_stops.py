@@ -173,7 +173,7 @@ def test_steps_that_were_skipped_and_larger_images_count_for_the_time_that_is_le
     tally = state.tally
     for step in range(1, 11):
         logits, labels = torch.zeros(5, 10), torch.zeros(5, dtype=torch.int64)
-        tally.add(Taken(torch.zeros(()), logits, labels, 0.1, skipped=step > 1), step)
+        tally.add(Taken.of(torch.zeros(()), logits, labels, 0.1, skipped=step > 1), step)
     tally.seconds_s, state.step = 10.0, 10
     assert tally.report(0, loop.work_left(state, config, 20, 32)).left_s == pytest.approx(40, rel=0.1)
     assert tally.report(0, loop.work_left(state, config, 40, 32)).left_s == pytest.approx(10 + 80, rel=0.1)

@@ -60,18 +60,20 @@ def run(args: Args) -> int:
     from fastcifar.report.run_folder import RunFolder
     from fastcifar.report.tracking import trackers
     from fastcifar.schema import DataConfig
+    from fastcifar.training import distributed
     from fastcifar.training.clock import Clock
     from fastcifar.training.run import run as train
     from fastcifar.training.session import find_data, resolve
 
     clock = Clock()
+    distributed.join()
     cards = []
     # Wrong settings are said before a download starts.
     aim = args.target or (0 if args.recipe else 94)
     configs.load(args.recipe or RECIPES[aim], _settings(args, args.seed))
     trackers(args.track)
     with Reporter() as reporter:
-        listeners = trackers(args.track, reporter.line)
+        listeners = trackers(args.track, reporter.line) if distributed.is_first() else []
         source = find_data(DataConfig(args.dataset, str(args.data or "")), clock, reporter)
         recipe = args.recipe or ("speedrun-shapes10" if source.dataset == "shapes10" else RECIPES[aim])
         target = {"cifar10": aim, "shapes10": SHAPES10_TARGET}.get(source.dataset, 0)
@@ -83,10 +85,10 @@ def run(args: Args) -> int:
         for seed in range(args.seed, args.seed + args.runs):
             config = resolve(configs.load(recipe, [*told, *_settings(args, seed)]), source)
             out = args.out / f"seed{seed}" if args.out and args.runs > 1 else args.out
-            folder = RunFolder.create(out, config)
+            folder = RunFolder.create(distributed.own_folder(out), config)
             card = train(config, source, folder, clock, reporter, listeners=listeners)
             reporter.console.print(render(card))
-            if args.pictures:
+            if args.pictures and distributed.is_first():
                 draw_if_possible(folder, source, reporter)
             cards.append(card)
             clock = Clock(since_process_start=False)

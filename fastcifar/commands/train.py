@@ -68,16 +68,18 @@ def run(args: Args) -> int:
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder
     from fastcifar.report.tracking import trackers
+    from fastcifar.training import distributed
     from fastcifar.training.clock import Clock
     from fastcifar.training.run import run as train
     from fastcifar.training.session import find_data, resolve
 
     clock = Clock()
+    distributed.join()
     resume = args.resume is not None
     if args.resume is not None:
         if args.out is not None or args.recipe is not None:
             raise ValueError("--resume: goes on in the run's own folder by its own recipe, takes no --out or --recipe")
-        folder = RunFolder.open(args.resume, claim=True)
+        folder = RunFolder.open(distributed.own_folder(args.resume), claim=True)
         config = folder.read_config(settings(args))
         changed = [
             sentence
@@ -100,11 +102,11 @@ def run(args: Args) -> int:
         source = find_data(config.data, clock, reporter)
         if not resume:
             config = resolve(config, source)
-            folder = RunFolder.create(args.out, config)
-        listeners = trackers(args.track, reporter.line)
+            folder = RunFolder.create(distributed.own_folder(args.out), config)
+        listeners = trackers(args.track, reporter.line) if distributed.is_first() else []
         card = train(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
         reporter.console.print(render(card))
-        if args.pictures:
+        if args.pictures and distributed.is_first():
             draw_if_possible(folder, source, reporter)
     print(json.dumps(card.to_json()))
     return 0

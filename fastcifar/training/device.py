@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from fastcifar.schema import TrainConfig
+from fastcifar.training import distributed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -26,7 +27,7 @@ def set_up(config: TrainConfig) -> tuple[torch.device, torch.dtype]:
 
 
 def pick_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
+    """The current GPU, which is the first or, of several processes, each its own; without any the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -82,20 +83,22 @@ def without_compiler(device: torch.device) -> str | None:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words, for cards: a GPU's name, or the CPU's, its cores' kind, the threads in use and its units.
+    """The device in words, for cards: a GPU's name, or the CPU's, its cores' kind, the threads in use and its units;
+    where several processes train, as many of it.
 
     Virtual machines call unlike cores by one name: "AMD EPYC" is Zen 3 as well as Zen 5. LLVM's names of kinds tell
     them apart (znver3, znver5, sapphirerapids).
     """
+    several = f"{distributed.num_processes()} x " if distributed.num_processes() > 1 else ""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return several + torch.cuda.get_device_name(device)
     from llvmlite.binding import get_host_cpu_name
 
     cpu = torch.cpu.get_capabilities()
     units = "AMX" if cpu.get("amx_bf16") else torch.backends.cpu.get_cpu_capability()
     num = torch.get_num_threads()
     name = f"{cpu.get('cpu_name') or platform.machine()} ({get_host_cpu_name()})"
-    return f"{name}, {num} {'thread' if num == 1 else 'threads'}, {units}"
+    return f"{several}{name}, {num} {'thread' if num == 1 else 'threads'}, {units}"
 
 
 def keep_freed_memory() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcifar.models.speednet import SpeedNet
 from fastcifar.schema import Config
-from fastcifar.training import optimizers, schedules
+from fastcifar.training import distributed, optimizers, schedules
 from fastcifar.training.averaging import Averaging
 from fastcifar.training.losses import distance_to_teacher, loss_and_logits
 from fastcifar.training.resolution import pixels_at, resize, work
@@ -121,7 +121,7 @@ def take_step(
     dtype: torch.dtype,
     steps_per_epoch: int,
 ) -> Taken:
-    """Forward, backward and update for the step numbered `state.step`."""
+    """Forward, backward and update for the step numbered `state.step`, on this process's share of the batch."""
     num_steps = steps_in(config.train.epochs, steps_per_epoch)
     lr = _set_rates(state, config, steps_per_epoch, num_steps)
     _freeze_stem(state, config, steps_per_epoch)
@@ -129,27 +129,29 @@ def take_step(
     skips = config.train.on_nonfinite == "skip"
     buffers = [buffer.clone() for buffer in state.network.buffers()] if skips else []
     progress = state.step / num_steps
-    batch = select(state.network, batch, config.selection, progress, dtype)
+    batch = select(state.network, distributed.share(batch), config.selection, progress, dtype)
     images = resize(batch.images, pixels_at(config, progress))
     loss, logits = loss_and_logits(forward, batch, images, config.train.label_smoothing, dtype)
     if state.teacher is not None:
         weight = config.distill.weight
         distance = distance_to_teacher(state.teacher, batch.images, logits, config.distill.temperature, dtype)
         loss = (1 - weight) * loss + weight * distance
-    if skips and not math.isfinite(loss.item()):
+    if skips and not math.isfinite(distributed.mean(loss.item())):
         # Counted and left out of the means: an epoch's loss would be no number else. The norms' running statistics have
         # seen the batch.
         state.skipped_steps += 1
         for buffer, before in zip(state.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
-        return Taken(torch.zeros_like(loss.detach()), logits.detach(), batch.labels, lr, skipped=True)
+        return Taken.of(torch.zeros_like(loss), logits, batch.labels, lr, skipped=True)
     state.scaler.scale(loss).backward()
+    taken = Taken.of(loss, logits, batch.labels, lr)
+    distributed.average_([*distributed.what_a_step_changes(state.network), taken.loss, taken.correct])
     clip(state, config)
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
     state.scaler.update()
-    return Taken(loss.detach(), logits.detach(), batch.labels, lr)
+    return taken
 
 
 def turning_steps(config: Config, steps_per_epoch: int) -> list[int]:
@@ -187,9 +189,11 @@ def forget_compiled() -> None:
 
 
 def _seed_dropout(network: nn.Module, seed: int, step: int) -> None:
-    """Make dropout's draws a function of seed and step, so that a resumed run repeats them."""
+    """Make dropout's draws a function of seed, step and process, so that a resumed run repeats them."""
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in network.modules()):
-        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]))
+        torch.manual_seed(
+            int(np.random.SeedSequence([seed, step, *distributed.seeds()]).generate_state(1, np.uint64)[0])
+        )
 
 
 def _whiten_factor(config: Config, step: int, steps_per_epoch: int) -> float:

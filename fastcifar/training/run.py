@@ -21,7 +21,7 @@ from fastcifar.report.meter import Meter
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
 from fastcifar.schema import Config
-from fastcifar.training import checkpoints, loop
+from fastcifar.training import checkpoints, distributed, loop
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import describe, pick_device, use_compile, without_compiler
 from fastcifar.training.evaluation import Predictions, predict
@@ -213,7 +213,12 @@ class _Training:
         """Train to the end, or raise what stopped it."""
         config, state = self.session.config, self.state
         with StopRequest() as request:
-            hooks = loop.Hooks(self._on_step, self._on_epoch, lambda: request.signal_number > 0, self._ends_early)
+            hooks = loop.Hooks(
+                self._on_step,
+                self._on_epoch,
+                stop=partial(_asked_to_stop, request),
+                ends=lambda: distributed.largest(self._ends_early()) > 0,
+            )
             try:
                 ran_out = over = False
                 with self.clock.part("train"):
@@ -277,10 +282,12 @@ class _Training:
         state, session = self.state, self.session
         with self.clock.part("evaluate"), state.averaging.applied():
             predictions = session.predictions(state.network, "train", "none", self.validation_rows_n)
-            self.validation_accuracy = predictions.accuracy
-            state.plateau.update(session.config.schedule, predictions.loss, predictions.accuracy)
-            if predictions.accuracy > state.best_accuracy:
-                state.best_accuracy, state.best_epoch = predictions.accuracy, epoch
+            # The same bits in every process, whose rates and ends must not part.
+            loss, accuracy = distributed.mean(predictions.loss), distributed.mean(predictions.accuracy)
+            self.validation_accuracy = accuracy
+            state.plateau.update(session.config.schedule, loss, accuracy)
+            if accuracy > state.best_accuracy:
+                state.best_accuracy, state.best_epoch = accuracy, epoch
                 about = {"model": asdict(session.config.model), "epoch": epoch, **about_data(session.index)}
                 checkpoints.save_weights(self.folder.best, state.network, about)
         return predictions
@@ -305,6 +312,12 @@ class _Training:
         batch = next(iter(self.pipeline.epoch(epoch, step_in_epoch)))
         tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
         checkpoints.save_tensors(self.folder.nonfinite, tensors, {"step": step, "epoch": epoch + 1})
+
+
+def _asked_to_stop(request: StopRequest) -> bool:
+    """Whether any process was, which then all are: they stop after the same step."""
+    request.signal_number = distributed.largest(request.signal_number)
+    return request.signal_number > 0
 
 
 def _sentence(session: Session, network: nn.Module, pipeline: "Pipeline", folder: RunFolder) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.interruption import FailedError
+from fastcifar.training import distributed
 
 
 class NonFiniteLossError(FailedError):
@@ -42,14 +43,23 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class Taken:
-    """A step's mean loss (scalar), logits float32 [n, classes], own labels int64 [n] and learning rate."""
+    """What is told of a step: where several processes train, as the mean over them."""
 
     loss: Tensor
-    logits: Tensor
-    labels: Tensor
+    """Mean over the images, float32, a scalar on the device as the next."""
+    correct: Tensor
+    """How many images had their own label on top, float32."""
+    num_images: int
+    """Images of each process."""
     lr: float
     skipped: bool = False
     """Whether the weights stayed as they were, the loss being not finite (0 here)."""
+
+    @classmethod
+    def of(cls, loss: Tensor, logits: Tensor, labels: Tensor, lr: float, *, skipped: bool = False) -> "Taken":
+        """From a step's loss, logits float32 [n, classes] and the images' own labels int64 [n]."""
+        correct = (logits.detach().argmax(1) == labels).sum().float()
+        return cls(loss.detach(), correct, len(labels), lr, skipped)
 
 
 class Tally:
@@ -75,8 +85,8 @@ class Tally:
         self.num_steps += 1
         if not taken.skipped:
             self.losses.append(taken.loss)
-            self.correct.append((taken.logits.argmax(1) == taken.labels).sum())
-            self.num_images += len(taken.labels)
+            self.correct.append(taken.correct)
+            self.num_images += taken.num_images
         self._last_step, self._lr = step, taken.lr
         now_s = time.perf_counter()
         self.seconds_s, self._since_s = self.seconds_s + now_s - self._since_s, now_s
@@ -94,7 +104,7 @@ class Tally:
             loss=torch.stack(self.losses).mean().item() if self.losses else math.nan,
             accuracy=torch.stack(self.correct).sum().item() / self.num_images if self.losses else math.nan,
             lr=self._lr,
-            images_s=self.num_images / self.seconds_s,
+            images_s=self.num_images * distributed.num_processes() / self.seconds_s,
             seconds=self.seconds_s,
             left_s=left * self.seconds_s,
         )

@@ -1,0 +1,139 @@
+"""Several devices train one network: a process for each, as torchrun starts them, or a single one without it.
+
+Every process makes the same batches and trains on its share of each; gradients, running statistics and what is told of
+a step are averaged before the weights move, so that after every step all hold the same network. Norms take their
+statistics from a share, not from the batch. torch's DistributedDataParallel wraps the network for as much; averaging
+all at once instead leaves the network as it is to compilers, checkpoints and the frozen stem.
+"""
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+if TYPE_CHECKING:
+    from fastcifar.pipelines import Batch
+
+
+_Path = TypeVar("_Path", Path, Path | None)
+
+
+def join() -> None:
+    """Join the processes that torchrun started beside this one; nothing where it did not. Before anything else.
+
+    All but the first are silent on stdout. `ValueError` where a machine has fewer GPUs than processes.
+    """
+    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        local, num = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= num:
+            raise ValueError(f"torchrun: got more processes than GPUs, takes --nproc-per-node={num} at most here")
+        torch.cuda.set_device(local)
+    dist.init_process_group(backend)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+
+
+def num_processes() -> int:
+    """How many train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks and keeps the run."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def seeds() -> list[int]:
+    """What sets this process's draws apart from those of the first, which draws as one that is alone."""
+    return [] if is_first() else [dist.get_rank()]
+
+
+def own_folder(path: _Path) -> _Path:
+    """The run folder that this process writes: `path` in the first; in others a copy that nobody keeps.
+
+    So that everything is written, or read to go on, in one way. All processes must call it.
+    """
+    if num_processes() == 1:
+        return path
+    own = path
+    if not is_first():
+        scratch = tempfile.mkdtemp(prefix="fastcifar-")
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+        own = Path(scratch) / "run"
+        if path is not None and path.exists():
+            shutil.copytree(path, own)
+    dist.barrier()
+    return own
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise `ValueError` where a batch cannot be shared out evenly."""
+    if batch_size % num_processes():
+        raise ValueError(
+            f"pipeline.batch_size: got {batch_size}, takes a multiple of the {num_processes()} processes that share it"
+        )
+
+
+def share(batch: "Batch") -> "Batch":
+    """This process's part of a batch, which is as long as that of every other."""
+    if num_processes() == 1:
+        return batch
+    length = len(batch.labels) // num_processes()
+    part = slice(dist.get_rank() * length, (dist.get_rank() + 1) * length)
+    return replace(
+        batch,
+        images=batch.images[part],
+        labels=batch.labels[part],
+        mix_labels=None if batch.mix_labels is None else batch.mix_labels[part],
+        mix_weights=None if batch.mix_weights is None else batch.mix_weights[part],
+        indices=batch.indices[part],
+    )
+
+
+@torch.no_grad()
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Have each tensor hold its mean over all processes: by one exchange, in float32."""
+    if num_processes() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= num_processes()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
+
+
+def what_a_step_changes(network: nn.Module) -> list[Tensor]:
+    """After a backward pass: the gradients that there are, and the running statistics."""
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    return [*gradients, *(buffer for buffer in network.buffers() if buffer.is_floating_point())]
+
+
+def largest(number: int) -> int:
+    """The largest of a number over all processes: what stops one must stop all at the same step. All must call it."""
+    if num_processes() == 1:
+        return number
+    numbers = torch.tensor([number])
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers.item())
+
+
+def mean(number: float) -> float:
+    """Mean of a number over all processes, which all get to the same bits. All must call it."""
+    if num_processes() == 1:
+        return number
+    numbers = torch.tensor([number], dtype=torch.float64)
+    dist.all_reduce(numbers)
+    return numbers.item() / num_processes()
