@@ -27,6 +27,7 @@ from fastcifar.training import distributed, loop
 distributed.join()
 torch.manual_seed(0)
 network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+network.to(sys.argv[2])
 settings = ["optimizer.name=nesterov", "optimizer.lr=0.1", "pipeline.batch_size=8", "augmentation.cutmix=1.0",
             "train.resolution=[]"]
 config = configs.load("speedrun", settings)
@@ -34,7 +35,8 @@ state = loop.new_state(network, config, torch.float32)
 for step in range(4):
     draws = torch.Generator().manual_seed(step)
     images, labels = torch.randn(8, 3, 12, 12, generator=draws), torch.randint(10, (8,), generator=draws)
-    batch = Batch(images, labels, labels.roll(-1), torch.rand(8, generator=draws), torch.arange(8))
+    tensors = images, labels, labels.roll(-1), torch.rand(8, generator=draws), torch.arange(8)
+    batch = Batch(*(tensor.to(sys.argv[2]) for tensor in tensors))
     state.tally.add(loop.take_step(state, network, batch, config, torch.float32, steps_per_epoch=4), step + 1)
     state.step += 1
 report = state.tally.report(0, 0.0)
@@ -66,16 +68,21 @@ def run_together(script: Path, *arguments: object) -> subprocess.CompletedProces
     )
 
 
-def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path, device: str) -> None:
+    if device == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("takes two GPUs")
     script = tmp_path / "steps.py"
     script.write_text(STEPS)
-    result = run_together(script, tmp_path / "together")
+    result = run_together(script, tmp_path / "together", device)
     assert result.returncode == 0, result.stderr
-    subprocess.run([sys.executable, script, tmp_path / "alone"], check=True)
+    subprocess.run([sys.executable, script, tmp_path / "alone", device], check=True)
     alone, first, second = (load_file(tmp_path / name) for name in ("alone0", "together0", "together1"))
     for name, value in alone.items():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
+        # A GPU's convolutions round to TF32.
+        rtol, atol = (1e-5, 1e-6) if device == "cpu" else (1e-2, 1e-3)
+        torch.testing.assert_close(first[name], value, rtol=rtol, atol=atol)
 
 
 def test_a_run_of_two_processes_is_one_run_and_goes_on_where_it_stopped(
