@@ -74,7 +74,11 @@ def use_numba_threads() -> None:
     import numba
     import torch
 
-    numba.set_num_threads(min(torch.get_num_threads(), numba.get_num_threads()))
+    from fastcifar.kernels.numba_jit import torch_threads_kept
+
+    num_threads = torch.get_num_threads()
+    with torch_threads_kept():
+        numba.set_num_threads(min(num_threads, numba.get_num_threads()))
 
 
 class Copy:

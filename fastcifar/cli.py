@@ -77,18 +77,27 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FailedError, KeyboardInterrupt) as error:
         if os.environ.get("FASTCIFAR_TRACEBACK"):
             raise
+        if _is_told_by_another(error):
+            return 0
         if isinstance(error, KeyboardInterrupt):
             return _fail(f" {name}: interrupted", 130)
         return _fail(f" {name}: {error}", 1 if isinstance(error, FailedError) else 2)
     except InterruptedRunError as error:
-        # Of several processes the first one's folder is the run's: there is one line on how to go on.
-        return error.exit_code if _rank() else _fail(f" {name}: {error}", error.exit_code)
+        return 0 if _is_told_by_another(error) else _fail(f" {name}: {error}", error.exit_code)
 
 
 def _fail(message: str, code: int) -> int:
     which = f" (process {_rank()})" if _rank() else ""
     print("fastcifar" + which + one_line(message), file=sys.stderr)
     return code
+
+
+def _is_told_by_another(error: BaseException) -> bool:
+    """Whether the first of several processes says the same, of its own folder, and ends with the code for it.
+
+    This one ends as if all were well: torchrun ends the rest as soon as one does not, even while that one is writing.
+    """
+    return _rank() > 0 and getattr(error, "in_all_processes", False)
 
 
 def _num_processes() -> int:

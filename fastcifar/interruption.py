@@ -8,6 +8,9 @@ from types import FrameType, TracebackType
 class InterruptedRunError(Exception):
     """A run that was asked to stop and did: its message says how to go on, `exit_code` what the process ends with."""
 
+    in_all_processes = True
+    """Where several train together, all raise it at once, and what the first says is enough."""
+
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
@@ -15,6 +18,9 @@ class InterruptedRunError(Exception):
 
 class FailedError(Exception):
     """Nothing that was asked was wrong, and yet it failed: its message says how; the process ends with 1."""
+
+    in_all_processes = False
+    """Whether, where several train together, all raise it at once, and what the first says is enough."""
 
 
 class StopRequest:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from safetensors.torch import load_file
 from training_runs import SMALL, same_run
 
 from fastcifar.cli import main
-from fastcifar.training import distributed
+from fastcifar.interruption import FailedError, StopRequest
+from fastcifar.training import distributed, run
 
 STEPS = """
 import sys
@@ -43,6 +45,34 @@ report = state.tally.report(0, 0.0)
 told = {"loss": torch.tensor(report.loss), "accuracy": torch.tensor(report.accuracy)}
 rank = torch.distributed.get_rank() if distributed.num_processes() > 1 else 0
 save_file({**network.state_dict(), **told}, f"{sys.argv[1]}{rank}")
+"""
+
+# Norms, Muon, and a loss that is not finite in the second process only, which then none of them takes.
+SKIPS = """
+import sys
+import torch
+from safetensors.torch import save_file
+from fastcifar import config as configs
+from fastcifar import models
+from fastcifar.pipelines import Batch
+from fastcifar.training import distributed, loop
+
+distributed.join()
+rank = torch.distributed.get_rank()
+torch.manual_seed(rank)
+network = models.build("speednet", num_classes=10, widths=(8, 16, 16)).train()
+distributed.begin(network)
+settings = ["pipeline.batch_size=8", "model.widths=[8,16,16]", "train.on_nonfinite=skip", "train.whiten_epochs=0.5"]
+config = configs.load("speedrun", settings)
+state = loop.new_state(network, config, torch.float32)
+for step in range(4):
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+    if step == 2:
+        images[7] = float("nan")
+    batch = Batch(images, torch.arange(8), None, None, torch.arange(8))
+    loop.take_step(state, network, batch, config, torch.float32, steps_per_epoch=4)
+    state.step += 1
+save_file({**network.state_dict(), "skipped": torch.tensor(state.skipped_steps)}, f"{sys.argv[1]}{rank}")
 """
 
 # The second process is asked to stop after the step that is named, or after none.
@@ -85,8 +115,39 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path: Path, device: str
         torch.testing.assert_close(first[name], value, rtol=rtol, atol=atol)
 
 
+def test_processes_hold_the_same_network_after_each_step(tmp_path: Path) -> None:
+    script = tmp_path / "skips.py"
+    script.write_text(SKIPS)
+    result = run_together(script, tmp_path / "rank")
+    assert result.returncode == 0, result.stderr
+    first, second = (load_file(tmp_path / f"rank{rank}") for rank in range(2))
+    assert first["skipped"] == 1
+    for name, value in first.items():
+        assert value.isfinite().all(), name
+        assert torch.equal(value, second[name]), name
+
+
+def test_processes_that_found_different_things_do_not_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "num_processes", lambda: 2)
+    monkeypatch.setattr(distributed, "largest", lambda number: max(number, 5))  # what the other one has
+    with pytest.raises(FailedError, match="other settings or other images"):
+        distributed.begin(torch.nn.Linear(1, 1), "cifar10")
+
+
+def test_a_signal_that_comes_while_processes_ask_each_other_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = StopRequest()
+
+    def interrupted(number: int) -> int:
+        request.signal_number = signal.SIGTERM
+        return number
+
+    monkeypatch.setattr(distributed, "largest", interrupted)
+    assert not run._asked_to_stop(request)
+    assert run._asked_to_stop(request)
+
+
 def test_a_run_of_two_processes_is_one_run_and_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     data = make(tmp_path / "small", num_test=100).path
     scratch = tmp_path / "scratch"
@@ -108,8 +169,11 @@ def test_a_run_of_two_processes_is_one_run_and_goes_on_where_it_stopped(
 
     stopped = train(11, "--data", data, "--out", tmp_path / "stopped", *settings)
     assert stopped.returncode != 0
-    assert "stopped after step 11, " in stopped.stderr
+    assert stopped.stderr.count("stopped after step 11, ") == 1
+    assert f"--nproc-per-node=2 -m fastcifar train --resume {tmp_path / 'stopped'}" in stopped.stderr
     assert not (tmp_path / "stopped" / "card.json").exists()
+    assert main(["train", "--resume", str(tmp_path / "stopped")]) == 2
+    assert "--resume: got 1 of torchrun's processes, takes the 2 that the run began with" in capsys.readouterr().err
     resumed = train(0, "--resume", tmp_path / "stopped")
     assert resumed.returncode == 0, resumed.stderr
     same_run(tmp_path / "whole", tmp_path / "stopped")

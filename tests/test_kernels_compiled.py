@@ -38,14 +38,15 @@ def _batch(**options):
     return augment_batch(pictures(30, 8, 8), range(30), AUGMENTATION, CIFAR, seed=1, epoch=1, **options)[0]
 
 
-def test_torch_keeps_its_number_of_threads():
-    code = """
-import torch
-torch.set_num_threads(1)
-from fastcifar import kernels
-kernels.prepare(torch.device("cpu"))
-print(torch.get_num_threads())
-"""
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from fastcifar import kernels; kernels.prepare(torch.device('cpu'))",
+        "from fastcifar.bench.bounds import use_numba_threads; use_numba_threads()",
+    ],
+)
+def test_torch_keeps_its_number_of_threads(code):
+    code = f"import torch; torch.set_num_threads(1); {code}; print(torch.get_num_threads())"
     assert _python(code, NUMBA_NUM_THREADS="3") == "1\n"
 
 

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from fastcifar.commands import Option
+
+if TYPE_CHECKING:
+    from fastcifar.schema import Config
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,6 @@ def run(args: Args) -> int:
     import json
     from dataclasses import asdict
 
-    from fastcifar import config as configs
     from fastcifar.evaluation.results import draw_if_possible
     from fastcifar.report.card import render, summarise
     from fastcifar.report.progress import Reporter
@@ -70,7 +72,7 @@ def run(args: Args) -> int:
     cards = []
     # Wrong settings are said before a download starts.
     aim = args.target or (0 if args.recipe else 94)
-    configs.load(args.recipe or RECIPES[aim], _settings(args, args.seed))
+    _load(args.recipe or RECIPES[aim], _settings(args, args.seed))
     trackers(args.track)
     with Reporter() as reporter:
         listeners = trackers(args.track, reporter.line) if distributed.is_first() else []
@@ -83,7 +85,7 @@ def run(args: Args) -> int:
         # A recipe that is named may have a target of its own.
         told = [] if args.recipe and not args.target else [f"target={target}"]
         for seed in range(args.seed, args.seed + args.runs):
-            config = resolve(configs.load(recipe, [*told, *_settings(args, seed)]), source)
+            config = resolve(_load(recipe, [*told, *_settings(args, seed)]), source)
             out = args.out / f"seed{seed}" if args.out and args.runs > 1 else args.out
             folder = RunFolder.create(distributed.own_folder(out), config)
             card = train(config, source, folder, clock, reporter, listeners=listeners)
@@ -99,6 +101,16 @@ def run(args: Args) -> int:
         print(summary.sentence)
         print(json.dumps({**asdict(summary), "cards": [card.to_json() for card in cards]}))
     return 0
+
+
+def _load(recipe: str, settings: list[str]) -> "Config":
+    """The recipe with settings on top, which as many processes as there are can train."""
+    from fastcifar import config as configs
+    from fastcifar.training import distributed
+
+    config = configs.load(recipe, settings)
+    distributed.check_batch_size(config.pipeline.batch_size)
+    return config
 
 
 def _settings(args: Args, seed: int) -> list[str]:

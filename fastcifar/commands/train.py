@@ -79,7 +79,7 @@ def run(args: Args) -> int:
     if args.resume is not None:
         if args.out is not None or args.recipe is not None:
             raise ValueError("--resume: goes on in the run's own folder by its own recipe, takes no --out or --recipe")
-        folder = RunFolder.open(distributed.own_folder(args.resume), claim=True)
+        folder = RunFolder.open(distributed.own_folder(args.resume, goes_on=True), claim=True)
         config = folder.read_config(settings(args))
         changed = [
             sentence
@@ -97,7 +97,9 @@ def run(args: Args) -> int:
             return 0
     else:
         config = configs.load(args.recipe or "speedrun", settings(args))
-    trackers(args.track)  # what is missing is said before anything is computed
+    # What is wrong or missing is said before anything is computed.
+    distributed.check_batch_size(config.pipeline.batch_size)
+    trackers(args.track)
     with Reporter() as reporter:
         source = find_data(config.data, clock, reporter)
         if not resume:

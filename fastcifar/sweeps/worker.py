@@ -85,8 +85,11 @@ def main(job: Job) -> None:
         import numba
         import torch
 
+        from fastcifar.kernels.numba_jit import torch_threads_kept
+
         torch.set_num_threads(job.threads)
-        numba.set_num_threads(min(job.threads, numba.get_num_threads()))
+        with torch_threads_kept():
+            numba.set_num_threads(min(job.threads, numba.get_num_threads()))
     try:
         work(job)
     except KeyboardInterrupt:

@@ -7,8 +7,10 @@ all at once instead leaves the network as it is to compilers, checkpoints and th
 """
 
 import atexit
+import hashlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+
+from fastcifar.interruption import FailedError
 
 if TYPE_CHECKING:
     from fastcifar.pipelines import Batch
@@ -44,6 +48,8 @@ def join() -> None:
     dist.init_process_group(backend)
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        # torchrun ends the others where one has failed: they take their folders with them.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def num_processes() -> int:
@@ -61,10 +67,17 @@ def seeds() -> list[int]:
     return [] if is_first() else [dist.get_rank()]
 
 
-def own_folder(path: _Path) -> _Path:
-    """The run folder that this process writes: `path` in the first; in others a copy that nobody keeps.
+def command() -> str:
+    """What a user starts as many processes by as there are."""
+    num = num_processes()
+    return "fastcifar" if num == 1 else f"torchrun --standalone --nproc-per-node={num} -m fastcifar"
 
-    So that everything is written, or read to go on, in one way. All processes must call it.
+
+def own_folder(path: _Path, *, goes_on: bool = False) -> _Path:
+    """The run folder that this process writes: `path` in the first; in others one that nobody keeps.
+
+    So that everything is written in one way. Of a run that goes on they get a copy of what that takes. All processes
+    must call it.
     """
     if num_processes() == 1:
         return path
@@ -73,10 +86,30 @@ def own_folder(path: _Path) -> _Path:
         scratch = tempfile.mkdtemp(prefix="fastcifar-")
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
         own = Path(scratch) / "run"
-        if path is not None and path.exists():
-            shutil.copytree(path, own)
-    dist.barrier()
+        if goes_on and path is not None and path.is_dir():
+            shutil.copytree(path, own, ignore=shutil.ignore_patterns("*.png", "weights.*", "best.*", "predictions.*"))
+    wait_for_all()
     return own
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
+    largest(0)
+
+
+@torch.no_grad()
+def begin(network: nn.Module, *about: str) -> None:
+    """Have all processes begin with the first one's network; `FailedError` where they are told other things about it.
+
+    Such as another data set: one process may have found what another has not.
+    """
+    if num_processes() == 1:
+        return
+    digest = int.from_bytes(hashlib.sha256("\0".join(about).encode()).digest()[:7])
+    if largest(digest) != -largest(-digest):
+        raise FailedError("torchrun's processes found other settings or other images than each other")
+    for tensor in network.state_dict().values():
+        dist.broadcast(tensor, 0)
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -109,7 +142,7 @@ def average_(tensors: Sequence[Tensor]) -> None:
     if num_processes() == 1 or not tensors:
         return
     flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
-    dist.all_reduce(flat)
+    _exchange(flat, dist.ReduceOp.SUM)
     flat /= num_processes()
     for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(mean.view(tensor.shape))
@@ -126,7 +159,7 @@ def largest(number: int) -> int:
     if num_processes() == 1:
         return number
     numbers = torch.tensor([number])
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    _exchange(numbers, dist.ReduceOp.MAX)
     return int(numbers.item())
 
 
@@ -135,5 +168,15 @@ def mean(number: float) -> float:
     if num_processes() == 1:
         return number
     numbers = torch.tensor([number], dtype=torch.float64)
-    dist.all_reduce(numbers)
+    _exchange(numbers, dist.ReduceOp.SUM)
     return numbers.item() / num_processes()
+
+
+def _exchange(values: Tensor, how: dist.ReduceOp.RedOpType) -> None:
+    """Put together what all processes have. `FailedError` where one has ended."""
+    try:
+        dist.all_reduce(values, how)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise FailedError(f"another of torchrun's processes has ended: {str(error).splitlines()[0]}") from None

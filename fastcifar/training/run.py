@@ -78,7 +78,10 @@ def fit(
         reporter.line(f"steps are not compiled, which makes them slower: {without_compiler(session.device)}")
     goes_on = resume and bool(checkpoints.checkpoint_paths(folder.checkpoints))
     meter = Meter(folder, clock, goes_on=goes_on)
-    about = environment(describe(session.device)) | {"pixels_sha256": session.index.pixels_sha256}
+    about = environment(describe(session.device)) | {
+        "pixels_sha256": session.index.pixels_sha256,
+        "processes": distributed.num_processes(),
+    }
     if goes_on:
         about["before"] = _processes_before(folder, about, reporter)
     write_atomically(folder.environment, (json.dumps(about, indent=2) + "\n").encode())
@@ -95,6 +98,8 @@ def fit(
         teacher = _teacher(session)
         pipeline = session.training_pipeline(train_rows_n)
     reporter.line(_sentence(session, network, pipeline, folder))
+    told = configs.dumps(replace(config, data=replace(config.data, path="")))
+    distributed.begin(network, told, session.index.pixels_sha256, str(goes_on))
     with pipeline:
         forward: Callable[[Tensor], Tensor] = network
         state = loop.new_state(network, config, session.dtype, teacher)
@@ -184,7 +189,8 @@ def _score(trained: Trained, source: data.Source, folder: RunFolder, clock: Cloc
         skipped_steps=trained.skipped_steps,
         target=config.target / 100 if config.target else None,
         seconds=trained.meter.seconds(),
-        energy_j=trained.meter.energy_j(),
+        # Each process counts its own GPU.
+        energy_j=trained.meter.energy_j() if distributed.num_processes() == 1 else None,
         run=str(folder.path),
     )
     write_atomically(folder.card, (json.dumps(card.to_json(), indent=2) + "\n").encode())
@@ -225,6 +231,7 @@ class _Training:
                     over = loop.train(state, self.forward, self.pipeline, config, self.session.dtype, hooks)
             except NonFiniteLossError as error:
                 self._save_batch(error.step)
+                distributed.wait_for_all()
                 good = checkpoints.checkpoint_paths(self.folder.checkpoints)
                 raise NonFiniteLossError(
                     f"{error}; the batch is kept in {self.folder.nonfinite}; "
@@ -242,9 +249,10 @@ class _Training:
             if not over:
                 path = self._save()
                 self.meter.note()
+                distributed.wait_for_all()
                 raise InterruptedRunError(
                     f"stopped after step {state.step}, all of it kept in {path}; "
-                    f"go on with: fastcifar train --resume {self.folder.path}",
+                    f"go on with: {distributed.command()} train --resume {self.folder.path}",
                     request.exit_code,
                 )
 
@@ -316,8 +324,10 @@ class _Training:
 
 def _asked_to_stop(request: StopRequest) -> bool:
     """Whether any process was, which then all are: they stop after the same step."""
-    request.signal_number = distributed.largest(request.signal_number)
-    return request.signal_number > 0
+    number = distributed.largest(request.signal_number)
+    if number:  # or a signal that came meanwhile would be lost
+        request.signal_number = number
+    return number > 0
 
 
 def _sentence(session: Session, network: nn.Module, pipeline: "Pipeline", folder: RunFolder) -> str:
@@ -345,6 +355,9 @@ def _processes_before(folder: RunFolder, now: Mapping[str, Any], reporter: Repor
         return []
     if last.get("pixels_sha256", now["pixels_sha256"]) != now["pixels_sha256"]:
         raise ValueError(f"{folder.path}: the run began with other images or labels than those found now")
+    if last.get("processes", 1) != now["processes"]:
+        began = f"the {last.get('processes', 1)} that the run began with"
+        raise ValueError(f"--resume: got {now['processes']} of torchrun's processes, takes {began}")
     for what, name in (("on", "device"), ("at revision", "revision"), ("with", "versions")):
         if name in last and last[name] != now[name]:
             reporter.line(f"the run began {what} {last[name]}, goes on {what} {now[name]}: its last bits may differ")
@@ -392,8 +405,8 @@ def _memory_sentence(session: Session, state: loop.State, pipeline: "Pipeline") 
             loss = loss + loop.distance_to_teacher(state.teacher, batch.images[:num], logits, 1.0, dtype)
         loss.backward()
 
-    size = config.pipeline.batch_size
-    num = largest_fitting(attempt, size)
+    size, num_processes = config.pipeline.batch_size, distributed.num_processes()
+    num = largest_fitting(attempt, size // num_processes) * num_processes
     advice = (
         f"{num} fits: --set pipeline.batch_size={num}"
         if num

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fastcifar import artefacts, data, kernels, models, pipelines
 from fastcifar.report.progress import Reporter
 from fastcifar.schema import Config, DataConfig, ModelConfig
-from fastcifar.training import distributed
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import set_up
 from fastcifar.training.evaluation import Predictions, predict
@@ -34,7 +33,6 @@ class Session:
     @classmethod
     def prepare(cls, config: Config, source: data.Source, clock: Clock, reporter: Reporter) -> "Session":
         """Set the process up for the run and find or convert the artefact that its pipeline reads."""
-        distributed.check_batch_size(config.pipeline.batch_size)
         device, dtype = set_up(config.train)
         with clock.part("convert"):
             wanted = pipelines.needs(config.pipeline.name)

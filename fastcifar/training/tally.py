@@ -14,6 +14,8 @@ from fastcifar.training import distributed
 class NonFiniteLossError(FailedError):
     """The loss became infinite or not a number at `step` (counted from 1), after which no step is worth taking."""
 
+    in_all_processes = True
+
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
