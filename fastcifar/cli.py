@@ -5,6 +5,7 @@ import os
 import re
 import sys
 
+from fastcifar import torchrun
 from fastcifar.interruption import FailedError, InterruptedRunError
 
 # Kept here as text so that `fastcifar --help` imports nothing.
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
         hint = did_you_mean(name, COMMANDS)
         return _fail(f": no command {name!r}{hint}; it takes one of: {', '.join(COMMANDS)}", 2)
-    if _num_processes() > 1 and name not in TOGETHER:
+    if torchrun.num_processes() > 1 and name not in TOGETHER:
         return _fail(f" {name}: got several processes from torchrun, takes one; {' and '.join(TOGETHER)} take more", 2)
     try:
         return _run(name, argv[1:])
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    which = f" (process {_rank()})" if _rank() else ""
+    which = f" (process {torchrun.rank()})" if torchrun.rank() else ""
     print("fastcifar" + which + one_line(message), file=sys.stderr)
     return code
 
@@ -97,17 +98,7 @@ def _is_told_by_another(error: BaseException) -> bool:
 
     This one ends as if all were well: torchrun ends the rest as soon as one does not, even while that one is writing.
     """
-    return _rank() > 0 and getattr(error, "in_all_processes", False)
-
-
-def _num_processes() -> int:
-    """How many torchrun started; it says so by the environment, which takes no import to read."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def _rank() -> int:
-    """Which of them this one is."""
-    return int(os.environ.get("RANK", "0")) if _num_processes() > 1 else 0
+    return torchrun.rank() > 0 and getattr(error, "in_all_processes", False)
 
 
 def one_line(message: str, most: int = 1500) -> str:

@@ -29,6 +29,16 @@ class Batch:
     indices: Tensor
     """int64 [n]: index of each image in the data set."""
 
+    def part(self, rows: "slice | Tensor") -> "Batch":
+        """Some of the images, by their places in the batch: a slice, without a copy, or int64 [m]."""
+        return Batch(
+            self.images[rows].contiguous(memory_format=torch.channels_last),
+            self.labels[rows],
+            None if self.mix_labels is None else self.mix_labels[rows],
+            None if self.mix_weights is None else self.mix_weights[rows],
+            self.indices[rows],
+        )
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -13,8 +13,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from fastcifar import torchrun
 from fastcifar.interruption import FailedError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def join() -> None:
 
     All but the first are silent on stdout. `ValueError` where a machine has fewer GPUs than processes.
     """
-    if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
+    if torchrun.num_processes() == 1 or dist.is_initialized():
         return
     backend = "gloo"
     if torch.cuda.is_available():
@@ -126,32 +125,24 @@ def share(batch: "Batch") -> "Batch":
         return batch
     length = len(batch.labels) // num_processes()
     part = slice(dist.get_rank() * length, (dist.get_rank() + 1) * length)
-    return replace(
-        batch,
-        images=batch.images[part],
-        labels=batch.labels[part],
-        mix_labels=None if batch.mix_labels is None else batch.mix_labels[part],
-        mix_weights=None if batch.mix_weights is None else batch.mix_weights[part],
-        indices=batch.indices[part],
-    )
+    return batch.part(part)
 
 
 @torch.no_grad()
-def average_(tensors: Sequence[Tensor]) -> None:
-    """Have each tensor hold its mean over all processes: by one exchange, in float32."""
-    if num_processes() == 1 or not tensors:
+def average_step(network: nn.Module, *told: Tensor) -> None:
+    """After a backward pass, have gradients, running statistics and what is told of a step hold their means.
+
+    Over all processes, by one exchange in float32.
+    """
+    if num_processes() == 1:
         return
-    flat = torch.cat([tensor.detach().float().flatten() for tensor in tensors])
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    tensors = [*gradients, *(buffer for buffer in network.buffers() if buffer.is_floating_point()), *told]
+    flat = torch.cat([tensor.float().flatten() for tensor in tensors])
     _exchange(flat, dist.ReduceOp.SUM)
     flat /= num_processes()
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(mean.view(tensor.shape))
-
-
-def what_a_step_changes(network: nn.Module) -> list[Tensor]:
-    """After a backward pass: the gradients that there are, and the running statistics."""
-    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
-    return [*gradients, *(buffer for buffer in network.buffers() if buffer.is_floating_point())]
+    for tensor, average in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(average.view(tensor.shape))
 
 
 def largest(number: int) -> int:

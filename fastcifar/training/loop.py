@@ -145,7 +145,7 @@ def take_step(
         return Taken.of(torch.zeros_like(loss), logits, batch.labels, lr, skipped=True)
     state.scaler.scale(loss).backward()
     taken = Taken.of(loss, logits, batch.labels, lr)
-    distributed.average_([*distributed.what_a_step_changes(state.network), taken.loss, taken.correct])
+    distributed.average_step(state.network, taken.loss, taken.correct)
     clip(state, config)
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)

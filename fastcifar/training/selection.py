@@ -7,7 +7,6 @@ it: nothing else to train, and nothing to keep in a checkpoint.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,14 +34,7 @@ def select(network: nn.Module, batch: "Batch", config: SelectionConfig, progress
     else:
         # In the batch's order: which of two images comes first must not depend on how sorting treats equal losses.
         rows = judged_losses(network, batch, config.pixels, dtype).topk(count).indices.sort().values
-    return replace(
-        batch,
-        images=batch.images[rows].contiguous(memory_format=torch.channels_last),
-        labels=batch.labels[rows],
-        mix_labels=None if batch.mix_labels is None else batch.mix_labels[rows],
-        mix_weights=None if batch.mix_weights is None else batch.mix_weights[rows],
-        indices=batch.indices[rows],
-    )
+    return batch.part(rows)
 
 
 @torch.no_grad()
