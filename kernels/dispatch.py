@@ -11,6 +11,7 @@ from fastcifar.kernels import checks
 from fastcifar.kernels.errors import MissingLibraryError
 from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, PlanKey, Settings, partners_of, settings_for
 from fastcifar.kernels.settings import Augmentation, Normalisation
+from fastcifar.lazy import quick_imports
 
 if TYPE_CHECKING:
     import torch
@@ -269,7 +270,8 @@ def host_form(form: str) -> HostForm:
         return reference_form
     if not has_numba():
         raise ValueError("form: got 'numba' without Numba, takes it after: pip install numba")
-    from fastcifar.kernels import numba_cpu
+    with quick_imports():
+        from fastcifar.kernels import numba_cpu
 
     return numba_cpu
 

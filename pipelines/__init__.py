@@ -20,7 +20,9 @@ own transforms, `native=True`, the augmentation is). An epoch may be left early,
 (`pipeline.epoch(7, first_step=40)`).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fastcifar.lazy import attributes
 
 if TYPE_CHECKING:
     from fastcifar.pipelines.base import Batch, Pipeline
@@ -55,15 +57,7 @@ def available(name: str) -> str | None:
     return libraries.missing(name)
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use, so that importing the package costs nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = attributes(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
