@@ -16,6 +16,7 @@ from numba import config as numba_config
 from numba import njit
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.runtime import rtsys
 
 # Numba makes its settings when it is imported, which a type checker cannot follow.
 config: Any = numba_config
@@ -67,7 +68,10 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Give the code kept for `sig`, or None where there is none of any use."""
         try:
-            return super().load_overload(sig, target_context)
+            # Numba's own first makes ready all that it could compile with, which takes most of the time that loading
+            # takes; code that is there already needs the runtime alone.
+            rtsys.initialize(target_context)
+            return self._load_overload(sig, target_context)
         except Exception:
             # Whatever a damaged pickle raises. An empty index goes in its place.
             with suppress(OSError):
