@@ -14,7 +14,8 @@ from fastcifar.bench.results import Result, Row, memory_values, spread_values
 from fastcifar.bench.workers import Entry, Place
 
 if TYPE_CHECKING:
-    from fastcifar.data import Dataset, Source
+    from fastcifar.artefacts import Source
+    from fastcifar.data import Dataset
 
 FORMATS = ("npy", "ffcv", "dali")
 COPIES = (1, 4, 16)

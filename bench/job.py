@@ -10,7 +10,7 @@ from fastcifar.bench.measure import Measured, RunnerError, RunnerMissingError, i
 from fastcifar.bench.workers import Entry, Place, Worker
 
 if TYPE_CHECKING:
-    from fastcifar.data import Source
+    from fastcifar.artefacts import Source
 
 QUICK_IMAGES = 2000
 

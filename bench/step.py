@@ -15,7 +15,7 @@ from fastcifar.bench.workers import Entry, Place
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from fastcifar.data import Source
+    from fastcifar.artefacts import Source
 
 PHASES = ("data", "forward", "backward", "optimizer")
 

@@ -8,7 +8,7 @@ import re
 import sys
 
 from fastcifar import torchrun
-from fastcifar.interruption import FailedError, InterruptedRunError
+from fastcifar.interruption import FailedError, InterruptedRunError, termination_interrupts
 
 # Kept here as text so that `fastcifar --help` imports nothing.
 COMMANDS = {
@@ -52,9 +52,22 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Exit codes: 0 done; 1 a check, a gate or the training itself failed; 2 a wrong setting or unusable data; 130
-    interrupted, 143 terminated. Each failure is one line on stderr; `FASTCIFAR_TRACEBACK=1` shows where it came from.
+    interrupted, 143 and 129 ended by SIGTERM and SIGHUP. Each failure is one line on stderr;
+    `FASTCIFAR_TRACEBACK=1` shows where it came from.
     """
     argv = sys.argv[1:] if argv is None else argv
+    try:
+        with termination_interrupts():
+            code = _main(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader went away (`fastcifar recipes | head`): not our mistake, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(argv: list[str]) -> int:
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
         print(_help())
@@ -73,17 +86,13 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f" {name}: got several processes from torchrun, takes one; {' and '.join(TOGETHER)} take more", 2)
     try:
         return _run(name, argv[1:])
-    except BrokenPipeError:
-        # The reader went away (`fastcifar recipes | head`): not our mistake, and nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError, FailedError, KeyboardInterrupt) as error:
-        if os.environ.get("FASTCIFAR_TRACEBACK"):
+        if os.environ.get("FASTCIFAR_TRACEBACK") or isinstance(error, BrokenPipeError):
             raise
         if _is_told_by_another(error):
             return 0
         if isinstance(error, KeyboardInterrupt):
-            return _fail(f" {name}: interrupted", 130)
+            return _fail(f" {name}: {str(error) or 'interrupted'}", getattr(error, "exit_code", 130))
         return _fail(f" {name}: {error}", 1 if isinstance(error, FailedError) else 2)
     except InterruptedRunError as error:
         return 0 if _is_told_by_another(error) else _fail(f" {name}: {error}", error.exit_code)

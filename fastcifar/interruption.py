@@ -1,8 +1,12 @@
-"""Ctrl-C and SIGTERM: the first asks to stop at the next good moment, the second ends the process at once."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first asks to stop at the next good moment, the second ends the process at once."""
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+
+_TERMINATION = (signal.SIGTERM, signal.SIGHUP)
 
 
 class InterruptedRunError(Exception):
@@ -16,6 +20,39 @@ class InterruptedRunError(Exception):
         self.exit_code = exit_code
 
 
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM or SIGHUP came where Ctrl-C would have interrupted."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """While open, the first SIGTERM or SIGHUP interrupts as Ctrl-C does; the second ends the process at once.
+
+    Outside the main thread it does nothing, and so it does for a signal that somebody handles or ignores already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    taken = [number for number in _TERMINATION if signal.getsignal(number) is signal.SIG_DFL]
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
+        raise TerminatedError(number)
+
+    for number in taken:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
 class FailedError(Exception):
     """Nothing that was asked was wrong, and yet it failed: its message says how; the process ends with 1."""
 
@@ -24,7 +61,7 @@ class FailedError(Exception):
 
 
 class StopRequest:
-    """While entered, turns the first SIGINT or SIGTERM into `signal_number`, and leaves the next one to the system.
+    """While entered, turns the first SIGINT, SIGTERM or SIGHUP into `signal_number`; the next one is the system's.
 
     Outside the main thread, where Python lets nobody handle signals, it does nothing.
     """
@@ -35,8 +72,10 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._handle)
+            for number in (signal.SIGINT, *_TERMINATION):
+                # What is ignored, as under nohup, stays so.
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -47,7 +86,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """What a shell says of a process ended by the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        """What a shell says of a process ended by the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.signal_number
 
     def _handle(self, number: int, _: FrameType | None) -> None:

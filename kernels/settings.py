@@ -196,6 +196,12 @@ class Normalisation:
             self.std,
             "three numbers of at least 1e-6",
         )
+        _require(
+            max(self.mean) <= 1 or max(self.std) <= 1,
+            "mean and std",
+            (self.mean, self.std),
+            "those of pixels on the scale 0 to 1: divide what is meant for 0 to 255 by 255",
+        )
 
     @classmethod
     def identity(cls) -> "Normalisation":

@@ -4,6 +4,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from inspect import GEN_CLOSED, getgeneratorstate
 from typing import ClassVar
 
 import numpy as np
@@ -70,7 +71,8 @@ class Contents:
 class Pipeline(ABC):
     """Epochs of batches from one part of a data set.
 
-    Use it as a context manager, or call `close`. One epoch runs at a time: starting another ends the one before.
+    Use it as a context manager, or call `close`. One epoch runs at a time: starting another ends the one before, and
+    who goes on with that one gets a RuntimeError.
     """
 
     name: ClassVar[str]
@@ -80,7 +82,7 @@ class Pipeline(ABC):
     def __init__(self, settings: Settings, contents: Contents) -> None:
         self.settings = settings
         self.contents = contents
-        self._running: weakref.ref[Generator[Batch, None, None]] | None = None
+        self._running: weakref.ref[_Epoch] | None = None
         self._closed = False
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -128,9 +130,9 @@ class Pipeline(ABC):
         if not (isinstance(first_step, int | np.integer) and 0 <= first_step <= self.steps_per_epoch):
             raise ValueError(f"first_step: got {first_step!r}, takes 0 to {self.steps_per_epoch}")
         self._end_epoch()
-        batches = self._batches(epoch, first_step)
-        self._running = weakref.ref(batches)
-        return batches
+        running = _Epoch(epoch, self._batches(epoch, first_step))
+        self._running = weakref.ref(running)
+        return running
 
     def close(self) -> None:
         """End what still runs and let go of files, threads and memory. May be called more than once."""
@@ -159,7 +161,7 @@ class Pipeline(ABC):
     def _end_epoch(self) -> None:
         running = self._running() if self._running is not None else None
         if running is not None:
-            running.close()
+            running.end()
         self._running = None
 
     @abstractmethod
@@ -169,6 +171,26 @@ class Pipeline(ABC):
     @abstractmethod
     def _release(self) -> None:
         """Let go of everything that outlives an epoch."""
+
+
+class _Epoch(Iterator[Batch]):
+    """The batches of an epoch, which may be ended from outside while somebody is still asking for them."""
+
+    def __init__(self, epoch: int, batches: Generator[Batch, None, None]) -> None:
+        self._epoch, self._batches = epoch, batches
+        self._was_cut = False
+
+    def __next__(self) -> Batch:
+        if self._was_cut:
+            raise RuntimeError(
+                f"epoch {self._epoch} was ended by the start of another, or with its pipeline: one at a time"
+            )
+        return next(self._batches)
+
+    def end(self) -> None:
+        """Let go of all that the epoch holds."""
+        self._was_cut = getgeneratorstate(self._batches) != GEN_CLOSED
+        self._batches.close()
 
 
 class Fuser:

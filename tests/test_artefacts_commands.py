@@ -182,3 +182,17 @@ def test_a_terminal_sees_progress_and_a_pipe_does_not(tmp_path: Path) -> None:
         assert shown.stdout is not None
         assert len(shown.stdout.read().splitlines()) == 1
     assert b"converting to npy" in seen
+
+
+def test_a_source_and_a_data_set_that_contradict_each_other_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make(tmp_path / "data", num_test=100).path
+    run(capsys, "convert", source, "--to", "npy", "--out", "made")
+    for args, said in (
+        (("cifar10", "--dataset", "shapes10"), "--dataset: got shapes10, takes cifar10"),
+        (("made", "--dataset", "cifar100"), "made: is an artefact of cifar10"),
+        (("made", "--out", "made", "--force"), "--out: got made, which is what is converted"),
+    ):
+        (line,) = run(capsys, "convert", *args, "--to", "npy", code=2)
+        assert said in line

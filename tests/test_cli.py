@@ -280,3 +280,13 @@ def test_recipes_are_listed_one_a_line_and_shown_whole(capsys: pytest.CaptureFix
     assert any(line.startswith("speedrun ") for line in lines)
     assert main(["recipes", "speedrun"]) == 0
     assert "[optimizer]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("args", [["--help"], ["recipes"], ["recipes", "speedrun"], ["doctor"]])
+def test_a_reader_that_goes_away_is_no_failure(args: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "fastcifar.cli", *args]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")

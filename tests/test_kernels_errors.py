@@ -54,6 +54,8 @@ def test_wrong_normalisation_is_named(mean):
         Normalisation(mean=mean, std=(1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match=r"^std: got .*, takes three numbers of at least 1e-6$"):
         Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 0.0, 1.0))
+    with pytest.raises(ValueError, match=r"^mean and std: got .*on the scale 0 to 1: divide"):
+        Normalisation(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
 
 
 def _unwritten() -> torch.Tensor:

@@ -139,6 +139,8 @@ def test_compare_is_the_cards_side_by_side(run: Path, tmp_path: Path, capsys: py
             assert row[key] == card[key], key
         assert row["train_s"] == card["seconds"]["train"]
     assert "(!)" not in out
+    title = f"2 runs on cifar10-small, recipe {card['recipe']}, network speednet, parameters {card['num_parameters']:,}"
+    assert out.splitlines()[0].rstrip() == title
     assert min(size(tmp_path / "plot.png")) > 300
     assert not [line for line in out.splitlines() if " % " in line and "cifar10-small" not in line]
 

@@ -15,18 +15,21 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["pipelines", "kernels"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["pipelines", "plan", "kernels"])
 def test_an_example_runs(block: str) -> None:
     steps: list[Any] = []
     names: dict[str, Any] = {
         "images_nhwc": np.random.default_rng(0).integers(0, 256, (600, 32, 32, 3), dtype=np.uint8),
         "labels_n": np.arange(600) % 10,
+        "torch": torch,
         "step": lambda *given: steps.append([tuple(value.shape) for value in given]),
     }
     assert len([line for line in block.splitlines() if line]) == 5
+    assert max(map(len, block.splitlines())) <= 140
     exec(block, names)
     if "batch" in names and isinstance(names["batch"], torch.Tensor):
         assert (names["batch"].shape, names["batch"].dtype) == ((512, 3, 32, 32), torch.bfloat16)
+        assert torch.equal(names.get("images", names["batch"]), names["batch"])
     else:
         assert steps == [[(256, 3, 32, 32), (256,), (256,), (256,)]] * 2
 

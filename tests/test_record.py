@@ -17,6 +17,7 @@ from fastcifar.bench import readme
 from fastcifar.cli import main
 from fastcifar.report import record
 from fastcifar.report.progress import Reporter
+from fastcifar.report.run_folder import RunFolder
 from fastcifar.training.session import Session
 
 SMALL = ["model.widths=[8, 16, 16]", "train.epochs=2", "pipeline.batch_size=50", "evaluate.tta=mirror"]
@@ -253,16 +254,17 @@ def test_a_run_that_is_finished_and_not_yet_kept_reads_the_test_set_no_second_ti
 def test_a_run_that_left_no_checkpoint_begins_anew_by_any_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As one that ran out of memory at its first step, and says which batch size fits."""
+    """As one that was killed at its first step."""
     data = make(tmp_path / "data", num_test=100).path
     small = [*command(data, tmp_path, "one", "train.epochs=1"), "--runs", "1"]
     with pytest.MonkeyPatch.context() as patch:
 
         def fail(self: object, name: str, *_: object, **__: object) -> None:
             if name == "training":
-                raise ValueError("out of memory")
+                raise ValueError("killed")
 
         patch.setattr(Reporter, "advance", fail)
+        patch.setattr(RunFolder, "remove_unless_begun", lambda self: None)
         assert main([*small, "--set", "pipeline.batch_size=100"]) == 2
     assert (tmp_path / "one" / ".seed0.part" / "config.toml").is_file()
     assert main(small) == 0

@@ -11,6 +11,7 @@ from finished_runs import make_run
 from PIL import Image
 
 from fastcifar.cli import main
+from fastcifar.data import DataError
 from fastcifar.evaluation.ensemble import load_runs, mean_probabilities
 from fastcifar.report.run_folder import RunFolder
 from fastcifar.submission import formats, inputs
@@ -287,3 +288,16 @@ def test_wrong_arguments_are_one_line(runs: list[Path], tmp_path: Path, capsys: 
         assert message in captured.err
         assert len(captured.err.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_newcomer_may_name_is_told_what_to_name(tmp_path: Path) -> None:
+    for name, message in (
+        ("cat.png", "cat.png: is one picture; expected a folder of them"),
+        ("cats.npz", "cats.npz: is an archive of arrays; expected one of them as a .npy file"),
+        ("folder/test_batch", "folder: is a CIFAR folder; expected one of its pickles, such as"),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        with pytest.raises(DataError, match=message):
+            inputs.read(path.parent if path.name == "test_batch" else path)

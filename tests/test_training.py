@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cifar_files import make
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
 from training_runs import same_run, small_config, terminate_at, train
 
-from fastcifar import artefacts
+from fastcifar import artefacts, models
 from fastcifar import config as configs
 from fastcifar.data import stratified_rows
 from fastcifar.interruption import InterruptedRunError
@@ -182,6 +183,26 @@ def test_a_step_is_compiled_whole_and_anew_at_its_turns_alone(folder: Path) -> N
     for state.step in range(20):
         loop.take_step(state, forward, batch, config, torch.float32, steps_per_epoch)
         assert seen.frame_count == sum(turn <= state.step for turn in turns), state.step
+
+
+@pytest.mark.skipif(without_compiler(torch.device("cpu")) is not None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch's own compiler, by itself
+def test_a_compiled_step_in_16_bits_has_the_gradients_of_one_that_is_not() -> None:
+    """By torch's own compiler, which makes values anew without rounding them: none may be looked for by its bits."""
+    torch.manual_seed(0)
+    network = models.build("speednet", num_classes=10, widths=(8, 8, 8)).to(memory_format=torch.channels_last)
+    images = torch.randn(32, 3, 24, 24).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for forward in (network, loop.compiled(network)):
+        network.zero_grad()
+        with losses.autocast(images, torch.bfloat16):
+            logits = forward(images)
+        F.cross_entropy(logits.float(), torch.arange(32) % 10).backward()
+        gradients.append([weight.grad for weight in network.parameters() if weight.grad is not None])
+    for plain, compiled in zip(*gradients, strict=True):
+        assert compiled.isfinite().all()
+        # Another of two nearly equal pixels may be a map's largest. Biases before a norm have next to no gradient.
+        assert plain.ndim == 1 or (plain - compiled).norm() < 0.3 * plain.norm()
 
 
 def test_what_a_run_compiled_is_let_go_of(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ An artefact is a folder with the files of both parts and `index.json`, which hol
     images_nhwc = artefacts.read(folder, "train").images_nhwc
 """
 
-from fastcifar.artefacts.cache import cached, is_current
+from fastcifar.artefacts.cache import Source, cached, is_current
 from fastcifar.artefacts.conversion import convert
 from fastcifar.artefacts.formats import FORMATS
 from fastcifar.artefacts.index import File, Index, Part, read_index
@@ -24,6 +24,7 @@ __all__ = [
     "Finding",
     "Index",
     "Part",
+    "Source",
     "cached",
     "check",
     "convert",

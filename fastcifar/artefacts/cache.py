@@ -14,11 +14,19 @@ from fastcifar.data import DataError, Dataset, cache_dir, files
 
 
 class Source(Protocol):
-    """A data set that was found and is not yet read; `fastcifar.data.Source` is one."""
+    """A data set that was found and is not yet read: `fastcifar.data.Source`, or an artefact as one."""
 
     @property
     def dataset(self) -> str:
         """The set's name."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is; None where it is drawn."""
+
+    @property
+    def note(self) -> str:
+        """Why it is the stand-in; empty where it is what was asked for."""
 
     def fingerprint(self) -> str:
         """Hex digest that changes with the data."""

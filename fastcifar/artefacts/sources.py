@@ -24,10 +24,17 @@ class ArtefactSource:
 
     index: Index
 
+    note = ""
+
     @property
     def dataset(self) -> str:
         """The set's name."""
         return self.index.dataset
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.index.path
 
     def fingerprint(self) -> str:
         """That of the data it was made from, or else one of its pixels and labels."""
@@ -45,12 +52,23 @@ def find(
 ) -> Source:
     """The source at `place`: an artefact, or what `fastcifar.data.locate` finds there; `place` may be a set's name.
 
-    `DataError` where there is none; `ValueError` for an unknown `dataset`.
+    `DataError` where there is none, or it is of another set than `dataset`; `ValueError` for an unknown `dataset`.
     """
-    if place is not None and os.path.isfile(place / NAME):
-        return ArtefactSource(read_index(place))
     if place is not None and not os.path.exists(place):
         if str(place) not in _NAMES:
             raise refuse(place, "is not there", f"a CIFAR folder, its .tar.gz, an artefact, or {', '.join(_NAMES)}")
+        if dataset not in ("auto", str(place)):
+            raise ValueError(f"--dataset: got {dataset}, takes {place}, which is what is to be found")
         place, dataset = None, str(place)
-    return data.locate(dataset, place, download=download, on_progress=on_progress)
+    return locate(dataset, place, download=download, on_progress=on_progress)
+
+
+def locate(dataset: str, place: Path | None, *, download: bool = True, on_progress: Progress | None = None) -> Source:
+    """What `fastcifar.data.locate` finds, or the artefact at `place`. Errors as of `find`."""
+    if place is None or not os.path.isfile(place / NAME):
+        return data.locate(dataset, place, download=download, on_progress=on_progress)
+    source = ArtefactSource(read_index(place))
+    # A cut-down set is asked for by the name of the whole one.
+    if dataset not in ("auto", source.dataset.removesuffix("-small")):
+        raise refuse(place, f"is an artefact of {source.dataset}", f"one of {dataset}")
+    return source

@@ -9,10 +9,10 @@ import tyro
 from fastcifar.commands import Option
 
 if TYPE_CHECKING:
+    from fastcifar.artefacts import Source
     from fastcifar.bench.gates import Gate
     from fastcifar.bench.job import Job
     from fastcifar.bench.results import Result
-    from fastcifar.data import Source
     from fastcifar.report.progress import Reporter
 
 MEASUREMENTS = ("kernels", "loaders", "step", "start", "convert", "stream")

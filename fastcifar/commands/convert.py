@@ -30,11 +30,11 @@ def run(args: Args) -> int:
     import sys
     import time
 
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from fastcifar import artefacts
     from fastcifar.artefacts import sources
+    from fastcifar.report.console import Console
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -45,9 +45,11 @@ def run(args: Args) -> int:
             bars.update(task, description=what, completed=done, total=total)
 
         source = sources.find(args.source, args.dataset, download=True, on_progress=show)
-        if getattr(source, "note", ""):
-            print(f"{source.dataset}, a drawn stand-in: {source.note}", file=sys.stderr)  # type: ignore[attr-defined]
+        if source.note:
+            print(f"{source.dataset}, a drawn stand-in: {source.note}", file=sys.stderr)
         dest = args.out or Path(f"{source.dataset}-{args.to}")
+        if args.force and source.path is not None and source.path.resolve() == dest.resolve():
+            raise ValueError(f"--out: got {dest}, which is what is converted; takes another folder")
         bars.update(task, description=f"reading {source.dataset}", completed=0, total=None)
         fingerprint = source.fingerprint()
         if not args.force:

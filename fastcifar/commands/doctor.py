@@ -91,9 +91,10 @@ def _missing(package: str) -> tuple[str, str]:
 
 
 def _print(report: dict) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+
+    from fastcifar.report.console import Console
 
     table = Table(show_header=False, title="fastcifar doctor", title_justify="left")
     table.add_column(style="bold")

@@ -40,8 +40,9 @@ def to_json(index: "Index") -> dict[str, Any]:
 
 
 def _print(index: "Index") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from fastcifar.report.console import Console
 
     def table(title: str, *columns: str) -> Table:
         made = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))

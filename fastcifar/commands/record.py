@@ -11,7 +11,7 @@ import tyro
 from fastcifar.commands import Option
 
 if TYPE_CHECKING:
-    from fastcifar.data import Source
+    from fastcifar.artefacts import Source
     from fastcifar.peers import Peer
     from fastcifar.report.progress import Reporter
     from fastcifar.report.run_folder import RunFolder

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fastcifar import artefacts
-from fastcifar.data import Source
+from fastcifar.artefacts import Source
 from fastcifar.kernels import Augmentation
 from fastcifar.pipelines import Batch, Pipeline
 from fastcifar.report.grids import Cell

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastcifar.artefacts import Source
 from fastcifar.atomic import write_atomically
-from fastcifar.data import Source
 from fastcifar.evaluation import measures, preview
 from fastcifar.evaluation.finished import Finished
 from fastcifar.evaluation.scoring import Images, Scored, images_for, score

@@ -53,6 +53,15 @@ class Stage(nn.Module):
         return norm_gelu(self.conv2(x), self.norm2, shortcut=x)
 
 
+def _largest(x: Tensor) -> Tensor:
+    """The largest value of each map: [n, channels] of [n, channels, h, w]."""
+    if torch.compiler.is_compiling():
+        # By the place of the largest. The gradient of amax looks for values that are equal to it, and a compiler that
+        # makes them anew without rounding to 16 bits finds none: the gradient is no number then.
+        return x.flatten(2).max(2).values
+    return x.amax((2, 3))
+
+
 class SpeedNet(nn.Module):
     """Residual network for small images: 1,972,792 parameters at the default widths and 10 classes."""
 
@@ -76,7 +85,7 @@ class SpeedNet(nn.Module):
         x = self.whiten(x) if self.stem_trains else self.whiten(x).detach()
         x = self.stages(gelu(x))
         # The head's weights start at deviation 1; dividing by the width keeps logits small without a slow head.
-        return self.head(x.amax((2, 3))) / self.head.in_features
+        return self.head(_largest(x)) / self.head.in_features
 
     @torch.no_grad()
     def init_whiten(self, images: Tensor, eps: float = 5e-4) -> None:

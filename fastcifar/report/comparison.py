@@ -96,24 +96,45 @@ def render(comparison: Comparison) -> "Table":
     """The table; data sets other than the first row's are marked."""
     from rich.table import Table
 
-    table = Table(title=f"{len(comparison.rows)} runs on {', '.join(comparison.datasets)}", title_justify="left")
-    for name in ("run", "data set", "recipe", "network"):
-        table.add_column(name)
-    for name in ("parameters", "epochs", "test accuracy", "with TTA", "validation", "training s"):
-        table.add_column(name, justify="right")
-    for label, row in zip(labels(comparison), comparison.rows, strict=True):
-        marked = row.dataset if row.dataset == comparison.datasets[0] else f"{row.dataset} (!)"
-        with_tta = None if row.tta == "none" else row.tta_accuracy
-        table.add_row(
-            label,
-            marked,
-            row.recipe,
-            row.network,
-            "" if row.num_parameters is None else f"{row.num_parameters:,}",
-            f"{row.epochs:g}",
-            "not finished" if row.accuracy is None else percent(row.accuracy),
-            "" if with_tta is None else percent(with_tta),
-            "" if row.validation_accuracy is None else percent(row.validation_accuracy),
-            "" if row.train_s is None else f"{row.train_s:,.1f}",
-        )
+    num = len(comparison.rows)
+    lines = [_line(label, row, comparison) for label, row in zip(labels(comparison), comparison.rows, strict=True)]
+    columns = list(zip(*lines, strict=True))
+    # What all have alike is said once, and what none has takes no room: a terminal has little.
+    alike = [place for place in _SAID_ONCE if num > 1 and len(set(columns[place])) == 1 and columns[place][0]]
+    title = f"{num} {'run' if num == 1 else 'runs'} on {', '.join(comparison.datasets)}"
+    title += "".join(f", {_COLUMNS[place]} {columns[place][0]}" for place in alike)
+    shown = [place for place, cells in enumerate(columns) if any(cells) and place not in alike]
+    table = Table(title=title, title_justify="left")
+    for place in shown:
+        is_text = place < _NUM_TEXT_COLUMNS
+        # A name that is cut is no name: in a narrow terminal it goes on in the next line.
+        table.add_column(_COLUMNS[place], justify="left" if is_text else "right", overflow="fold")
+    for line in lines:
+        table.add_row(*(line[place] for place in shown))
     return table
+
+
+_COLUMNS = (
+    *("run", "data set", "recipe", "network"),
+    *("parameters", "epochs", "test accuracy", "with TTA", "validation", "training s"),
+)
+_NUM_TEXT_COLUMNS = 4
+_SAID_ONCE = [_COLUMNS.index(name) for name in ("recipe", "network", "parameters")]
+
+
+def _line(label: str, row: Row, comparison: Comparison) -> tuple[str, ...]:
+    """What stands in the columns."""
+    marked = row.dataset if row.dataset == comparison.datasets[0] else f"{row.dataset} (!)"
+    with_tta = None if row.tta == "none" else row.tta_accuracy
+    return (
+        label,
+        marked,
+        row.recipe,
+        row.network,
+        "" if row.num_parameters is None else f"{row.num_parameters:,}",
+        f"{row.epochs:g}",
+        "not finished" if row.accuracy is None else percent(row.accuracy),
+        "" if with_tta is None else percent(with_tta),
+        "" if row.validation_accuracy is None else percent(row.validation_accuracy),
+        "" if row.train_s is None else f"{row.train_s:,.1f}",
+    )

@@ -3,8 +3,9 @@
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fastcifar.report.console import Console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -83,6 +83,15 @@ class RunFolder:
             clear_away(folder.checkpoints)
         return folder
 
+    def remove_unless_begun(self) -> None:
+        """Take the folder away again where nothing has been trained, so that its name is free for a better try."""
+        if any(path.exists() for path in (self.metrics, self.checkpoints, self.nonfinite, self.card)):
+            return
+        for path in (self.config, self.environment, self.spent):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody's own files are in it
+            self.path.rmdir()
+
     def claim(self) -> None:
         """Keep other processes from writing here; `ValueError` says which one does.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastcifar.data.errors import quote, refuse
 from fastcifar.data.unpickle import unpickle
-from fastcifar.evaluation.image_files import image_names, read_images
+from fastcifar.evaluation.image_files import SUFFIXES, image_names, read_images
 
 _LAYOUTS = "uint8 [n, 3072] (planes of red, green, blue) or uint8 [n, 32, 32, 3]"
 
@@ -35,6 +35,10 @@ def read(path: Path, *, resize: bool = False) -> Unlabelled:
         return _read_folder(path, resize)
     if not path.is_file():
         raise refuse(path, "is not there", "a pickle, a .npy file or a folder of PNG files")
+    if path.suffix.lower() in SUFFIXES:
+        raise refuse(path, "is one picture", "a folder of them")
+    if path.suffix == ".npz":
+        raise refuse(path, "is an archive of arrays", f"one of them as a .npy file: {_LAYOUTS}")
     if path.suffix == ".npy":
         return Unlabelled(_to_nhwc(str(path), _read_npy(path)), None)
     return _read_pickle(path)
@@ -64,6 +68,8 @@ def _read_npy(path: Path) -> np.ndarray:
 
 
 def _read_folder(path: Path, resize: bool) -> Unlabelled:
+    if (path / "test_batch").is_file():
+        raise refuse(path, "is a CIFAR folder", f"one of its pickles, such as {path / 'test_batch'}")
     names = image_names(path)
     stems = [name.rpartition(".")[0] for name in names]
     numbered = [stem.isascii() and stem.isdigit() for stem in stems]

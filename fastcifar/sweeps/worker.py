@@ -14,7 +14,8 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from fastcifar.data import DataError, Source
+from fastcifar.artefacts import Source
+from fastcifar.data import DataError
 from fastcifar.interruption import FailedError, InterruptedRunError
 from fastcifar.report.card import Card
 from fastcifar.report.progress import Reporter

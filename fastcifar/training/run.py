@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fastcifar import artefacts, kernels, models
 from fastcifar import config as configs
-from fastcifar import data, kernels, models
 from fastcifar.atomic import write_atomically
 from fastcifar.interruption import InterruptedRunError, StopRequest
 from fastcifar.report.card import Card
@@ -60,7 +60,7 @@ class Trained:
 
 def fit(
     config: Config,
-    source: data.Source,
+    source: artefacts.Source,
     folder: RunFolder,
     clock: Clock,
     reporter: Reporter,
@@ -131,7 +131,7 @@ def fit(
 
 def run(
     config: Config,
-    source: data.Source,
+    source: artefacts.Source,
     folder: RunFolder,
     clock: Clock,
     reporter: Reporter,
@@ -141,8 +141,9 @@ def run(
 ) -> Card:
     """Train and score `config`, everything into `folder`; `resume` goes on from its last checkpoint.
 
-    `source` is the data set. Raises `ValueError` (a wrong setting or unusable data), `NonFiniteLossError`,
-    `OutOfMemoryError`, and `InterruptedRunError` after Ctrl-C or SIGTERM, when a checkpoint is written.
+    A new run that fails before there is anything to keep takes its folder away. `source` is the data set. Raises
+    `ValueError` (a wrong setting or unusable data), `NonFiniteLossError`, `OutOfMemoryError`, and
+    `InterruptedRunError` after Ctrl-C, SIGTERM or SIGHUP, when a checkpoint is written.
     """
     try:
         trained = fit(config, source, folder, clock, reporter, resume=resume, listeners=listeners)
@@ -150,6 +151,10 @@ def run(
         for listener in listeners:
             listener.finished(card)
         return card
+    except BaseException:
+        if not resume:
+            folder.remove_unless_begun()
+        raise
     finally:
         for listener in listeners:
             listener.ended()
@@ -157,7 +162,7 @@ def run(
         loop.forget_compiled()
 
 
-def _score(trained: Trained, source: data.Source, folder: RunFolder, clock: Clock) -> Card:
+def _score(trained: Trained, source: artefacts.Source, folder: RunFolder, clock: Clock) -> Card:
     """Read the test set, once, and write everything down."""
     session, network, config = trained.session, trained.network, trained.session.config
     with clock.part("evaluate"):

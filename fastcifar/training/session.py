@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar import artefacts, data, kernels, models, pipelines
+from fastcifar.artefacts.sources import locate
 from fastcifar.report.progress import Reporter
 from fastcifar.schema import Config, DataConfig, ModelConfig
 from fastcifar.training.clock import Clock
@@ -31,7 +32,7 @@ class Session:
     dtype: torch.dtype
 
     @classmethod
-    def prepare(cls, config: Config, source: data.Source, clock: Clock, reporter: Reporter) -> "Session":
+    def prepare(cls, config: Config, source: artefacts.Source, clock: Clock, reporter: Reporter) -> "Session":
         """Set the process up for the run and find or convert the artefact that its pipeline reads."""
         device, dtype = set_up(config.train)
         with clock.part("convert"):
@@ -146,11 +147,11 @@ def about_data(index: artefacts.Index) -> dict[str, Any]:
     return {name: getattr(index, name) for name in ("dataset", "class_names", "mean", "std")}
 
 
-def find_data(config: DataConfig, clock: Clock, reporter: Reporter, *, download: bool = True) -> data.Source:
+def find_data(config: DataConfig, clock: Clock, reporter: Reporter, *, download: bool = True) -> artefacts.Source:
     """Where the data set is; a banner says so when the drawn stand-in takes its place."""
     path = Path(config.path).expanduser() if config.path else None
     with clock.part("load"):
-        source = data.locate(config.dataset, path, download=download, on_progress=reporter.advance)
+        source = locate(config.dataset, path, download=download, on_progress=reporter.advance)
     if source.note:
         reporter.banner(
             f"No CIFAR-10: {source.note}.\n\nGoing on with shapes10, a drawn stand-in of CIFAR's shape. Its accuracies "
@@ -160,7 +161,8 @@ def find_data(config: DataConfig, clock: Clock, reporter: Reporter, *, download:
     return source
 
 
-def resolve(config: Config, source: data.Source) -> Config:
+def resolve(config: Config, source: artefacts.Source) -> Config:
     """The configuration with the data set that was found, so that the run folder says which and where."""
     path = "" if source.path is None else str(source.path.absolute())
-    return replace(config, data=replace(config.data, dataset=source.dataset, path=path))
+    dataset = source.dataset.removesuffix("-small")  # a setting, which knows the whole sets' names
+    return replace(config, data=replace(config.data, dataset=dataset, path=path))
