@@ -25,7 +25,7 @@ def test_an_example_runs(block: str) -> None:
         "step": lambda *given: steps.append([tuple(value.shape) for value in given]),
     }
     assert len([line for line in block.splitlines() if line]) == 5
-    assert max(map(len, block.splitlines())) <= 140
+    assert max(map(len, block.splitlines())) <= 120
     exec(block, names)
     if "batch" in names and isinstance(names["batch"], torch.Tensor):
         assert (names["batch"].shape, names["batch"].dtype) == ((512, 3, 32, 32), torch.bfloat16)
