@@ -22,7 +22,7 @@ form to the last bit, whatever the number of threads.
 
 from typing import TYPE_CHECKING
 
-from fastcifar.lazy import attributes
+from fastcifar.kernels.lazy import attributes
 
 if TYPE_CHECKING:
     from fastcifar.kernels.augmenter import Augmenter

@@ -9,9 +9,9 @@ import numpy as np
 
 from fastcifar.kernels import checks
 from fastcifar.kernels.errors import MissingLibraryError
+from fastcifar.kernels.lazy import quick_imports
 from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, PlanKey, Settings, partners_of, settings_for
 from fastcifar.kernels.settings import Augmentation, Normalisation
-from fastcifar.lazy import quick_imports
 
 if TYPE_CHECKING:
     import torch

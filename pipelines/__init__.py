@@ -22,7 +22,7 @@ own transforms, `native=True`, the augmentation is). An epoch may be left early,
 
 from typing import TYPE_CHECKING
 
-from fastcifar.lazy import attributes
+from fastcifar.kernels.lazy import attributes
 
 if TYPE_CHECKING:
     from fastcifar.pipelines.base import Batch, Pipeline
