@@ -14,7 +14,8 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "waiting"
     folder.mkdir()
     (folder / "__init__.py").write_text(
-        "from fastcifar.kernels.lazy import attributes\n__getattr__ = attributes(__name__, {'value': 'home', 'gone': 'home'})\n"
+        "from fastcifar.kernels.lazy import attributes\n"
+        "__getattr__ = attributes(__name__, {'value': 'home', 'gone': 'home'})\n"
     )
     (folder / "home.py").write_text("import gc\nvalue = object()\nenabled = gc.isenabled()\n")
     monkeypatch.syspath_prepend(tmp_path)
