@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from cifar_files import make
+from training_runs import SMALL, small_config, train
 
 from fastcifar import config as configs
 from fastcifar.atomic import write_atomically
@@ -241,3 +242,33 @@ def test_a_run_whose_folder_vanishes_says_so(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"run/(metrics|card)\.json") as raised:
             write()
         assert raised.value.errno == errno.ENOENT
+
+
+# A run that never began
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("small"), num_test=100).path
+
+
+@pytest.mark.parametrize("wrong", ["pipeline.batch_size=60000", "augmentation.cutout=33", "model.name='none'"])
+def test_a_run_that_never_began_leaves_its_name_free(
+    wrong: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    small = [part for setting in SMALL for part in ("--set", setting)]
+    told = ["train", "--data", str(folder), "--out", str(out), *small, "--no-pictures"]
+    assert main([*told, "--set", wrong]) == 2
+    assert not out.exists() and list(tmp_path.iterdir()) == []
+    assert main(told) == 0
+    capsys.readouterr()
+    assert main([*told, "--set", wrong]) == 2
+    assert "holds a run already" in capsys.readouterr().err and RunFolder(out).card.is_file()
+
+
+def test_somebodys_own_files_stay(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="batch_size"):
+        train(small_config(folder, "pipeline.batch_size=501"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

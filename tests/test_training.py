@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
 from training_runs import same_run, small_config, terminate_at, train
 
-from fastcifar import artefacts, models
+from fastcifar import artefacts, data, models
 from fastcifar import config as configs
 from fastcifar.data import stratified_rows
 from fastcifar.interruption import InterruptedRunError
@@ -27,7 +27,7 @@ from fastcifar.report.run_folder import RunFolder
 from fastcifar.training import device, loop, losses, resolution, run, session
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import pick_dtype, use_compile, without_compiler
-from fastcifar.training.session import build_network, find_data
+from fastcifar.training.session import build_network, find_data, resolve
 
 
 @pytest.fixture(scope="module")
@@ -342,3 +342,17 @@ def test_images_made_too_small_are_a_wrong_setting(folder: Path, tmp_path: Path,
     name = settings[-1].split("=", maxsplit=1)[0]
     with pytest.raises(ValueError, match=f"{name}: 8 pixels are too few for this network"):
         train(small_config(folder, *settings), tmp_path / "run")
+
+
+def test_training_reads_what_convert_wrote(folder: Path, tmp_path: Path) -> None:
+    """In any format, by the pipeline of any."""
+    plain = train(small_config(folder), tmp_path / "plain")
+    artefact = artefacts.convert(data.load("cifar10", folder), "dali", tmp_path / "artefact")
+    config = small_config(artefact)
+    with Reporter() as reporter:
+        config = resolve(config, find_data(config.data, Clock(), reporter))
+    assert train(config, tmp_path / "converted").tta_accuracy == plain.tta_accuracy
+    assert RunFolder(tmp_path / "converted").read_config() == config
+    same_run(tmp_path / "plain", tmp_path / "converted")
+    with pytest.raises(ValueError, match="is an artefact of cifar10"):
+        train(small_config(artefact, "data.dataset=cifar100"), tmp_path / "other")

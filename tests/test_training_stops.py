@@ -13,17 +13,16 @@ import torch
 from cifar_files import make
 from safetensors import safe_open
 from safetensors.torch import load_file
-from training_runs import SMALL, same_run, small_config, terminate_at, train
+from training_runs import same_run, small_config, terminate_at, train
 
-from fastcifar import artefacts, data, models, pipelines
+from fastcifar import models, pipelines
 from fastcifar.cli import main
-from fastcifar.interruption import InterruptedRunError, StopRequest, termination_interrupts
+from fastcifar.interruption import InterruptedRunError
 from fastcifar.pipelines import Batch
 from fastcifar.report.progress import Reporter
 from fastcifar.report.run_folder import RunFolder
 from fastcifar.training import checkpoints, device, loop
-from fastcifar.training.clock import Clock
-from fastcifar.training.session import Session, find_data, resolve
+from fastcifar.training.session import Session
 from fastcifar.training.tally import EpochReport, NonFiniteLossError, Taken, Tally
 
 
@@ -379,14 +378,6 @@ def test_resuming_a_finished_run_shows_its_card_and_changes_no_file(
     assert "card.json: holds no 'tta'" in capsys.readouterr().err
 
 
-def test_the_first_signal_asks_and_the_second_is_the_systems() -> None:
-    with StopRequest() as request:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert request.exit_code == 130
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
 def test_resuming_with_other_threads_says_that_bits_may_differ(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -398,68 +389,3 @@ def test_resuming_with_other_threads_says_that_bits_may_differ(
         assert "its last bits may differ" in capsys.readouterr().out
     finally:
         torch.set_num_threads(before)
-
-
-# Before the first step
-
-
-@pytest.mark.parametrize("wrong", ["pipeline.batch_size=60000", "augmentation.cutout=33", "model.name='none'"])
-def test_a_run_that_never_began_leaves_its_name_free(
-    wrong: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    out = tmp_path / "run"
-    small = [part for setting in SMALL for part in ("--set", setting)]
-    told = ["train", "--data", str(folder), "--out", str(out), *small, "--no-pictures"]
-    assert main([*told, "--set", wrong]) == 2
-    assert not out.exists() and list(tmp_path.iterdir()) == []
-    assert main(told) == 0
-    capsys.readouterr()
-    assert main([*told, "--set", wrong]) == 2
-    assert "holds a run already" in capsys.readouterr().err and RunFolder(out).card.is_file()
-
-
-def test_somebodys_own_files_stay(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="batch_size"):
-        train(small_config(folder, "pipeline.batch_size=501"), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "said"), [(15, 143, "SIGTERM"), (1, 129, "SIGHUP"), (2, 130, "interrupted")]
-)
-def test_a_signal_before_the_first_step_is_one_line(number: int, code: int, said: str, tmp_path: Path) -> None:
-    """A scheduler's SIGTERM, or a connection that breaks, while imports and data are on their way."""
-    program = (
-        "import os, sys, time\n"
-        "from fastcifar import cli\n"
-        "def run(name, rest):\n    os.kill(os.getpid(), int(rest[0]))\n    time.sleep(20)\n"
-        "cli._run = run\nsys.exit(cli.main(['train', *sys.argv[1:]]))"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(number)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith("fastcifar train: ") and said in done.stderr and len(done.stderr.splitlines()) == 1
-
-
-def test_nohup_stays_nohup() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with termination_interrupts(), StopRequest() as request:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert request.signal_number == 0
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_training_reads_what_convert_wrote(folder: Path, tmp_path: Path) -> None:
-    """In any format, by the pipeline of any."""
-    plain = train(small_config(folder), tmp_path / "plain")
-    artefact = artefacts.convert(data.load("cifar10", folder), "dali", tmp_path / "artefact")
-    config = small_config(artefact)
-    with Reporter() as reporter:
-        config = resolve(config, find_data(config.data, Clock(), reporter))
-    assert train(config, tmp_path / "converted").tta_accuracy == plain.tta_accuracy
-    assert RunFolder(tmp_path / "converted").read_config() == config
-    same_run(tmp_path / "plain", tmp_path / "converted")
-    with pytest.raises(ValueError, match="is an artefact of cifar10"):
-        train(small_config(artefact, "data.dataset=cifar100"), tmp_path / "other")
