@@ -24,7 +24,7 @@ def claimed(folder: Path, *, wait: bool) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(lock, folder, wait)
     except OSError as error:
-        raise refuse(lock, f"cannot be written ({error.strerror or error})", "a place that can be written") from None
+        raise refuse(folder, f"cannot be written ({error.strerror or error})", "a place that can be written") from None
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)

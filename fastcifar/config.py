@@ -61,7 +61,7 @@ def parse(text: str, settings: Sequence[str] = (), *, where: str = "recipe") -> 
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{where}: not TOML: {error}") from None
     for setting in settings:
-        _apply(tree, setting)
+        apply(tree, setting)
     return build(Config, tree, "")
 
 
@@ -94,8 +94,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _apply(tree: dict[str, Any], setting: str) -> None:
-    """Put one `section.key=value` into the tree; the value is TOML, or else a bare string."""
+def apply(tree: dict[str, Any], setting: str) -> str:
+    """Put one `section.key=value` into the tree; the value is TOML, or else a bare string. Returns the key."""
     key, equals, text = setting.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"--set: got {shown(setting)}, takes section.key=value")
@@ -104,6 +104,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     put(tree, key.strip(), value, where="--set: ")
+    return key.strip()
 
 
 def put(tree: dict[str, Any], key: str, value: Any, *, where: str = "") -> None:
@@ -131,7 +132,12 @@ def build(kind: type, tree: Any, path: str) -> Any:
     for name, f in known.items():
         if name not in tree and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"{_join(path, name)}: missing")
-    return kind(**{key: _convert(hints[key], value, _join(path, key)) for key, value in tree.items()})
+    values = {key: _convert(hints[key], value, _join(path, key)) for key, value in tree.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        # Settings that are of use without a recipe (the kernels') do not know what section they are in.
+        raise ValueError(str(error) if str(error).startswith(path) else f"{path}.{error}") from None
 
 
 def _join(path: str, key: str) -> str:

@@ -67,6 +67,23 @@ def test_a_recipe_that_is_named_keeps_its_own_target(
     assert card["target"] == target
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("pipeline.batch_size=501", "pipeline.batch_size: got 501, takes at most the 500 images to train on"),
+        (
+            "augmentation.crop_padding=32",
+            "augmentation.crop_padding: got 32, takes less than the smaller side",
+        ),
+    ],
+)
+def test_a_setting_that_the_data_does_not_allow_is_told_by_its_full_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, setting: str, message: str
+) -> None:
+    assert main(["train", "--data", str(folder), "--set", setting, "--out", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_several_runs_end_with_their_mean(folder: Path, tmp_path: Path) -> None:
     small = ["--set", "model.widths=[8, 8, 8]", "--set", "pipeline.batch_size=50", "--set", "train.epochs=1"]
     done = fastcifar("speedrun", "--data", folder, "--out", "runs", "--runs", 2, *small, cwd=tmp_path)
@@ -154,7 +171,9 @@ def test_a_target_picks_its_recipe(
         (["traine"], "no command 'traine' (did you mean train?); it takes one of: speedrun, "),
         (["xyz"], "no command 'xyz'; it takes one of: speedrun, "),
         (["train", "--set", "optimizer.lr=fast"], "optimizer.lr: got 'fast', takes a number"),
-        (["train", "--recipe", "nope"], "recipe: got 'nope'"),
+        (["train", "nope"], "recipe: got 'nope'"),
+        (["train", "speedrun-95", "--set", "augmentation.hue=9"], "augmentation.hue: got 9.0, takes a number from 0"),
+        (["preview", "--set", "augmentation.flip=up"], "augmentation.flip: got 'up', takes none, random, alternating"),
         (["train", "--pipeline", "petastorm"], "pipeline.name: got 'petastorm'"),
         (["train", "--dataset", "mnist"], "data.dataset: got 'mnist'"),
         (["train", "--dataset", "shapes10", "--data", "."], "--data: got ., takes nothing with --dataset shapes10"),

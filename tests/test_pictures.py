@@ -111,7 +111,7 @@ def channel_moments(images_nhwc: np.ndarray) -> tuple[tuple[float, float, float]
 def test_preview_is_a_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / "preview.png"
     small = ["--set", "pipeline.batch_size=50", "--set", "data.dataset=auto", "--images", "4", "--epochs", "3"]
-    assert main(["preview", "--recipe", "speedrun", "--data", str(data), *small, "--out", str(out)]) == 0
+    assert main(["preview", "speedrun", "--data", str(data), *small, "--out", str(out)]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["title"] == "Augmentation of speedrun on cifar10-small training images"
     assert result["augmentation"].startswith("crop_padding 2, flip alternating; seed 0")

@@ -67,6 +67,13 @@ def test_a_trial_is_the_recipe_with_what_is_fixed_and_what_was_chosen() -> None:
     assert definition.config_of(params, "a", "b") == expected
 
 
+def test_settings_have_the_last_word_but_not_on_what_is_searched() -> None:
+    definition = spaces.parse(f"{FIXED}fixed.train.epochs = 2\n{RATE}", ["train.epochs=3", "seed=5"], name="x")
+    assert (definition.config.train.epochs, definition.config.seed) == (3, 5)
+    with pytest.raises(ValueError, match=r"--set: got 'optimizer.lr=1', takes another setting: the space searches"):
+        spaces.parse(FIXED + RATE, ["optimizer.lr=1"], name="x")
+
+
 def test_a_grid_is_every_value_in_decimal_steps() -> None:
     text = (
         "sampler = 'grid'\nfixed.data.validation = 0.2\n"

@@ -23,7 +23,6 @@ class ArtefactSource:
     """An artefact as a source, with the interface of `fastcifar.data.Source`."""
 
     index: Index
-
     note = ""
 
     @property

@@ -13,8 +13,8 @@ from fastcifar.commands import Option
 class Args:
     """Settings of `fastcifar preview`."""
 
-    recipe: str = "speedrun"
-    """Name of a recipe (`fastcifar recipes`) or path of a TOML file, such as a run's config.toml."""
+    recipe: Annotated[Option[str], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = None
+    """Name of a recipe (`fastcifar recipes`) or path of a TOML file, such as a run's config.toml; or speedrun."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe, such as data.dataset=cifar100, pipeline.name=ffcv; may be given again."""
     data: Option[Path] = None
@@ -39,7 +39,7 @@ def run(args: Args) -> int:
     from fastcifar.training.session import find_data
 
     path = [] if args.data is None else [f"data.path={configs.quoted(args.data)}"]
-    config = configs.load(args.recipe, [*path, *args.set])
+    config = configs.load(args.recipe or "speedrun", [*path, *args.set])
     out = args.out or Path(f"preview-{config.name}.png")
     with Reporter() as reporter:
         source = find_data(config.data, Clock(since_process_start=False), reporter)

@@ -22,6 +22,8 @@ class Args:
 
     space: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SPACE")]
     """Name of a search space that comes with fastcifar, or path of a SPACE.toml."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    """section.key=value on top of the recipe and what the space fixes; may be given again and again."""
     data: Option[Path] = None
     """CIFAR folder, its .tar.gz or a folder with one; else the recipe's, $FASTCIFAR_DATA, ./data, cache, a download."""
     trials: Option[int] = None
@@ -56,7 +58,7 @@ def run(args: Args) -> int:
     from fastcifar.training.clock import Clock
     from fastcifar.training.session import Session, find_data, resolve
 
-    definition = spaces.load(args.space)
+    definition = spaces.load(args.space, args.set)
     if args.trials is not None:
         definition = replace(definition, space=replace(definition.space, trials=args.trials))
     trackers(args.track)  # one that is missing is said now

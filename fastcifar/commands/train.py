@@ -13,7 +13,7 @@ from fastcifar.commands import Option
 class Args:
     """Settings of `fastcifar train`."""
 
-    recipe: Option[str] = None
+    recipe: Annotated[Option[str], tyro.conf.Positional, tyro.conf.arg(metavar="[RECIPE]")] = None
     """Name of a recipe (`fastcifar recipes`) or path of a TOML file; speedrun by default."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
     """section.key=value on top of the recipe; may be given again and again."""
@@ -78,7 +78,7 @@ def run(args: Args) -> int:
     resume = args.resume is not None
     if args.resume is not None:
         if args.out is not None or args.recipe is not None:
-            raise ValueError("--resume: goes on in the run's own folder by its own recipe, takes no --out or --recipe")
+            raise ValueError("--resume: goes on in the run's own folder by its own recipe, takes no other")
         folder = RunFolder.open(distributed.own_folder(args.resume, goes_on=True), claim=True)
         config = folder.read_config(settings(args))
         changed = [

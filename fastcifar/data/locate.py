@@ -112,14 +112,14 @@ def locate(
         if data is not None:
             raise ValueError(f"--data: got {data}, takes nothing with --dataset shapes10, which is drawn")
         return Source("shapes10", None, "drawn")
-    asked, setting = (Path(data), "--data") if data is not None else (_environment_path(), "$FASTCIFAR_DATA")
+    asked, setting = (Path(data), "") if data is not None else (_environment_path(), "$FASTCIFAR_DATA ")
     if asked is not None:
         found = find(asked, ("cifar10", "cifar100") if dataset == "auto" else (dataset,))
         if found is None:
             title = _TITLES.get(dataset, "CIFAR-10")
             why = "holds none" if os.path.exists(asked) else "is not there or may not be read"
             expected = f"{_names(dataset)}, or a folder that holds one"
-            raise DataError(f"{setting} {asked}: {why}; expected {title} as {expected}")
+            raise DataError(f"{setting}{asked}: {why}; expected {title} as {expected}")
         return found
     wanted = "cifar10" if dataset == "auto" else dataset
     for place in (Path("data"), cache_dir()):

@@ -106,19 +106,17 @@ def render(comparison: Comparison) -> "Table":
     shown = [place for place, cells in enumerate(columns) if any(cells) and place not in alike]
     table = Table(title=title, title_justify="left")
     for place in shown:
-        is_text = place < _NUM_TEXT_COLUMNS
+        name = _COLUMNS[place]
         # A name that is cut is no name: in a narrow terminal it goes on in the next line.
-        table.add_column(_COLUMNS[place], justify="left" if is_text else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in _TEXTS else "right", overflow="fold")
     for line in lines:
         table.add_row(*(line[place] for place in shown))
     return table
 
 
-_COLUMNS = (
-    *("run", "data set", "recipe", "network"),
-    *("parameters", "epochs", "test accuracy", "with TTA", "validation", "training s"),
-)
-_NUM_TEXT_COLUMNS = 4
+_TEXTS = ("run", "data set", "recipe", "network")
+_NUMBERS = ("parameters", "epochs", "test accuracy", "with TTA", "validation", "training s")
+_COLUMNS = _TEXTS + _NUMBERS
 _SAID_ONCE = [_COLUMNS.index(name) for name in ("recipe", "network", "parameters")]
 
 

@@ -71,6 +71,6 @@ class Reporter:
         if validation_accuracy is not None:
             accuracy += f", {100 * validation_accuracy:.2f} % ({dataset} validation)"
         self.line(
-            f"epoch {report.epoch}/{epochs:g}  loss {report.loss:.4f}  lr {report.lr:.4g}  {accuracy}"
+            f"epoch {min(report.epoch, epochs):g}/{epochs:g}  loss {report.loss:.4f}  lr {report.lr:.4g}  {accuracy}"
             f"  {report.images_s:,.0f} images/s  {report.left_s:,.0f} s left"
         )

@@ -3,7 +3,7 @@
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
@@ -188,17 +188,19 @@ def space_names() -> list[str]:
     return configs.toml_names("fastcifar.spaces")
 
 
-def load(space: str) -> Definition:
-    """The sweep of a space (a name, or the path of a TOML file).
+def load(space: str, settings: Sequence[str] = ()) -> Definition:
+    """The sweep of a space (a name, or the path of a TOML file) with `section.key=value` settings fixed on top.
 
     Raises `ValueError` naming the setting, what it got and what it takes.
     """
     text = configs.read_toml(space, "fastcifar.spaces", "SPACE")
-    return parse(text, name=Path(space).stem, folder=Path(space).parent, where=space)
+    return parse(text, settings, name=Path(space).stem, folder=Path(space).parent, where=space)
 
 
-def parse(text: str, *, name: str, folder: Path = Path(), where: str = "sweep") -> Definition:
-    """The sweep that TOML `text` says; files that it names are looked for from `folder` on."""
+def parse(
+    text: str, settings: Sequence[str] = (), *, name: str, folder: Path = Path(), where: str = "sweep"
+) -> Definition:
+    """The sweep that TOML `text` says, with `settings` fixed on top; files that it names are looked for in `folder`."""
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -212,6 +214,9 @@ def parse(text: str, *, name: str, folder: Path = Path(), where: str = "sweep") 
     base = tomllib.loads(configs.dumps(configs.load(recipe)))
     for key, value in _leaves(fixed, base):
         base = _put(base, key, value)
+    for setting in settings:
+        key = configs.apply(base, setting)
+        check("--set", setting, key not in space.space, "another setting: the space searches this one")
     definition = Definition(space, base)
     _check_settings(definition)
     return definition

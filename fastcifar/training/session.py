@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastcifar import artefacts, data, kernels, models, pipelines
 from fastcifar.artefacts.sources import locate
 from fastcifar.report.progress import Reporter
-from fastcifar.schema import Config, DataConfig, ModelConfig
+from fastcifar.schema import Config, DataConfig, ModelConfig, check
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import set_up
 from fastcifar.training.evaluation import Predictions, predict
@@ -43,6 +43,7 @@ class Session:
     def training_pipeline(self, rows_n: np.ndarray | None) -> pipelines.Pipeline:
         """Augmented batches of the training images, or of the given rows of them. `OutOfMemoryError` may be raised."""
         name, batch_size = self.config.pipeline.name, self.config.pipeline.batch_size
+        self._check_fits(rows_n)
         less = f"less takes: --set pipeline.batch_size={max(1, batch_size // 2)}"
         if name == "resident":
             less += ", or --set pipeline.name=ffcv or dali, which keep no whole data set there"
@@ -59,6 +60,18 @@ class Session:
                 rows=rows_n,
                 streaming=self.config.pipeline.streaming,
             )
+
+    def _check_fits(self, rows_n: np.ndarray | None) -> None:
+        """`ValueError` where the settings ask for more than there is of images, or of pixels in them."""
+        part, batch_size = self.index.part("train"), self.config.pipeline.batch_size
+        num_images = part.count if rows_n is None else len(rows_n)
+        takes = f"at most the {num_images:,} images to train on"
+        check("pipeline.batch_size", batch_size, batch_size <= num_images, takes)
+        height, width, _ = part.shape
+        try:
+            self.config.augmentation.check_size(height, width)
+        except ValueError as error:
+            raise ValueError(f"augmentation.{error}") from None
 
     def predictions(self, network: nn.Module, part: str, tta: str, rows_n: np.ndarray | None = None) -> Predictions:
         """The network's predictions for a part, or for the given rows of it, in order."""
