@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from fastcifar.bench import memory
 from fastcifar.bench.measure import Opened, Released, RunnerError, RunnerMissingError, Sample
+from fastcifar.kernels.errors import MissingLibraryError
 
 ANSWER_LIMIT_S = 900.0
 """A contestant that says nothing for so long is ended."""
@@ -108,6 +109,13 @@ class Worker:
                 self._process.join()
             self._process = None
 
+    def _kill(self) -> None:
+        assert self._connection is not None
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+        self._connection = None
+
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch"])
@@ -124,6 +132,7 @@ class Worker:
         try:
             self._connection.send(request)
             if not self._connection.poll(ANSWER_LIMIT_S):
+                self._kill()  # or it would go on beside the others, and spoil their figures
                 raise RunnerError(f"{self.key}: no answer to {request[0]} in {ANSWER_LIMIT_S:g} s")
             outcome, answer = self._connection.recv()
         except (EOFError, OSError):
@@ -164,10 +173,13 @@ def _serve(
             return
         try:
             reply: tuple[str, Any] = ("done", getattr(serving, verb)(*arguments))
-        except ImportError as error:
-            reply = ("missing", _line(error))
         except Exception as error:  # whatever it is, it is said, and the others go on
-            reply = ("failed", f"{type(error).__name__}: {_line(error)}")
+            # Ours says by an error of its own what is not installed; any other import that fails is a mistake in it.
+            missing = MissingLibraryError if entry.role == "ours" else ImportError
+            if isinstance(error, missing):
+                reply = ("missing", _line(error))
+            else:
+                reply = ("failed", f"{type(error).__name__}: {_line(error)}")
             if os.environ.get("FASTCIFAR_TRACEBACK"):
                 import traceback
 

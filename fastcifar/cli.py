@@ -5,6 +5,8 @@ import gc
 import importlib
 import os
 import re
+import select
+import signal
 import sys
 
 from fastcifar import torchrun
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Exit codes: 0 done; 1 a check, a gate or the training itself failed; 2 a wrong setting or unusable data; 130
-    interrupted, 143 and 129 ended by SIGTERM and SIGHUP. Each failure is one line on stderr;
+    interrupted, 143, 129 and 141 ended by SIGTERM, SIGHUP and a closed pipe. Each failure is one line on stderr;
     `FASTCIFAR_TRACEBACK=1` shows where it came from.
     """
     argv = sys.argv[1:] if argv is None else argv
@@ -61,10 +63,22 @@ def main(argv: list[str] | None = None) -> int:
             code = _main(argv)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # The reader went away (`fastcifar recipes | head`): not our mistake, and nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError as error:
+        name = argv[0] if argv else ""
+        if not _readers_are_gone():
+            return _fail(f" {name}: {error}", 2)
+        # As with `fastcifar recipes | head`: not our mistake, and nobody is left to tell.
+        for descriptor in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+        return 128 + signal.SIGPIPE
+
+
+def _readers_are_gone() -> bool:
+    """Whether nobody reads stdout or stderr any more."""
+    poll = select.poll()
+    for descriptor in (1, 2):
+        poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _main(argv: list[str]) -> int:

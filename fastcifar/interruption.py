@@ -30,27 +30,28 @@ class TerminatedError(KeyboardInterrupt):
 
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """While open, the first SIGTERM or SIGHUP interrupts as Ctrl-C does; the second ends the process at once.
+    """While open, the first SIGTERM or SIGHUP interrupts as Ctrl-C does; a second signal ends the process at once.
 
     Outside the main thread it does nothing, and so it does for a signal that somebody handles or ignores already.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    taken = [number for number in _TERMINATION if signal.getsignal(number) is signal.SIG_DFL]
+    ordinary = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(_TERMINATION, signal.SIG_DFL)}
+    taken = {number: handler for number, handler in ordinary.items() if signal.getsignal(number) is handler}
 
     def interrupt(number: int, _: FrameType | None) -> None:
         for each in taken:
             signal.signal(each, signal.SIG_DFL)
-        raise TerminatedError(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else TerminatedError(number)
 
     for number in taken:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
 
 
 class FailedError(Exception):
@@ -73,7 +74,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, *_TERMINATION):
-                # What is ignored, as under nohup, stays so.
+                # A hang-up that is ignored, as under nohup, stays so; asked in one of the other ways, a run stops.
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._handle)
         return self

@@ -18,6 +18,8 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.runtime import rtsys
 
+from fastcifar.kernels.signals import signals_wait
+
 # Numba makes its settings when it is imported, which a type checker cannot follow.
 config: Any = numba_config
 
@@ -94,7 +96,7 @@ def jit(function: FunctionType, signature: Any = None, **options: Any) -> Any:
     with suppress(RuntimeError):
         dispatcher._cache = _Cache(function)
     if signature is not None:
-        with torch_threads_kept():
+        with torch_threads_kept(), signals_wait():
             dispatcher.compile(signature)
         dispatcher.disable_compile()
     return dispatcher
@@ -143,5 +145,6 @@ def compiled_callback(function: Any, signature: Any) -> Any:
     )
     with suppress(RuntimeError):
         callback._cache = _Cache(stamped)
-    callback.compile()
+    with signals_wait():
+        callback.compile()
     return callback

@@ -44,9 +44,9 @@ def run_parallel(parallel: Callable[..., None], num_tasks: int, *arguments: Any)
     """Run a compiled loop over num_tasks tasks in as many threads."""
     # The caller's own functions, if parallel, go by the same number.
     kept = get_num_threads()
-    if kept != num_tasks:
-        set_num_threads(num_tasks)
     try:
+        if kept != num_tasks:
+            set_num_threads(num_tasks)
         if threading_layer() == "workqueue":
             # Numba's own thread pool breaks when two threads enter it; OpenMP and TBB do not.
             with _LOCK:

@@ -188,8 +188,10 @@ class Convolution:
 
         h and w with their zeros are at least 3.
         """
-        n, _, height, width = images.shape
+        n, channels_in, height, width = images.shape
         left, right, top, bottom = sides
+        assert channels_in == weight.shape[1]
+        assert images.device.type == weight.device.type == "cpu"
         tiling = tiling_for(height + top + bottom + 1 - TAPS, width + left + right + 1 - TAPS, images.dtype)
         return cls(n, height, width, sides, tiling, _transformed(weight, tiling.size, images.dtype))
 

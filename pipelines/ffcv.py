@@ -53,8 +53,8 @@ class FfcvPipeline(Pipeline):
         order = self.order(epoch)[first_step * self.batch_size :]
         if not len(order):
             return
-        reading = self._loader.epoch(order)
         staging = None if self.device.type == "cpu" else _Staging(self.device)
+        reading = self._loader.epoch(order)
         try:
             for outputs in reading:
                 tensors = [torch.from_numpy(outputs[place]) for place in self._places]

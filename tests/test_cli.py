@@ -302,10 +302,19 @@ def test_recipes_are_listed_one_a_line_and_shown_whole(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("args", [["--help"], ["recipes"], ["recipes", "speedrun"], ["doctor"]])
-def test_a_reader_that_goes_away_is_no_failure(args: list[str], tmp_path: Path) -> None:
+def test_where_the_reader_goes_away_a_command_ends_as_others_do(args: list[str], tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "fastcifar.cli", *args]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_pipe_that_breaks_elsewhere_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def broken(*_: object) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("fastcifar.cli._run", broken)
+    assert main(["record"]) == 2
+    assert capsys.readouterr().err == "fastcifar record: [Errno 32] Broken pipe\n"

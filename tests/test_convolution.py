@@ -305,3 +305,14 @@ def test_steps_from_a_single_pixel_leave_no_gradient_unwritten(channels: int) ->
         beside[:, :, 1, 1] = 0
         assert not beside.any()
         assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (64, 8, 8)])
+def test_images_that_do_not_suit_the_weight_are_refused_before_any_memory_is_touched(shape: tuple[int, ...]) -> None:
+    layer = convolution.Conv2d(64, 64, kernel_size=3, padding=1)
+    try:
+        ours = layer(torch.zeros(shape)).shape
+    except RuntimeError as error:
+        assert "channels" in str(error)
+    else:
+        assert ours == torch.nn.functional.conv2d(torch.zeros(shape), layer.weight, padding=1).shape

@@ -143,6 +143,50 @@ def test_a_stopped_signal_is_taken_after_the_step_and_nothing_is_lost(folder: Pa
     assert before_it == about
 
 
+def test_a_signal_in_the_last_step_is_not_lost(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test set is left alone until the run goes on, which it does as if it had not stopped."""
+    config = small_config(folder, "train.averaging=ema")
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "advance", terminate_at(30))
+        with pytest.raises(InterruptedRunError, match=r"after step 30, .*--resume"):
+            train(config, tmp_path / "stopped")
+    assert not RunFolder(tmp_path / "stopped").card.exists()
+    train(config, tmp_path / "stopped", resume=True)
+    same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "got list, expected a JSON object"),
+        ("{}", "holds no 'seconds'"),
+        ('{"seconds": {"train": null}, "energy_j": 1}', "seconds: 'train' is None, expected a number"),
+        ('{"seconds": {}, "energy_j": "much"}', "'energy_j' is 'much', expected a number or null"),
+    ],
+)
+def test_what_was_spent_is_read_or_refused_by_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.setattr(Reporter, "advance", terminate_at(2))
+    with pytest.raises(InterruptedRunError):
+        train(small_config(folder), tmp_path / "run")
+    (tmp_path / "run" / "spent.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"spent.json: {message}"):
+        train(small_config(folder), tmp_path / "run", resume=True)
+
+
+def test_an_epoch_of_skipped_steps_is_gone_on_with() -> None:
+    tally = Tally()
+    loss, logits, labels = torch.tensor(0.0), torch.zeros(5, 10), torch.zeros(5, dtype=torch.int64)
+    for step in (1, 2):
+        tally.add(Taken.of(loss, logits, labels, 0.1, skipped=True), step)
+    again = Tally.from_tensors(tally.to_tensors(), torch.device("cpu"))
+    assert (again.num_steps, again.num_images, again.losses) == (2, 0, [])
+    assert again.seconds_s == tally.seconds_s
+
+
 def test_other_images_are_not_gone_on_with(folder: Path, tmp_path: Path) -> None:
     train(small_config(folder, "train.epochs=1"), tmp_path / "run")
     others = make(tmp_path / "others", num_test=90).path

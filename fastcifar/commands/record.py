@@ -70,7 +70,7 @@ def run(args: Args) -> int:
         with _cold_caches(place, args.seed) if args.cold else nullcontext() as caches:
             told = _record(args, place, caches, clock)
     except (InterruptedRunError, KeyboardInterrupt) as error:
-        code = error.exit_code if isinstance(error, InterruptedRunError) else 130
+        code = getattr(error, "exit_code", 130)
         message = f"stopped, what was done is kept in {place}; go on with: {_command(args)}"
         raise InterruptedRunError(message, code) from error
     print(json.dumps({**told, "folder": str(place)}))

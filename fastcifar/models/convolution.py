@@ -76,6 +76,9 @@ def _way_for(images: Tensor, weight: Tensor, sides: Sides) -> type[torch.autogra
     # A compiler sees more of the library's convolution than of ours.
     if images.device.type != "cpu" or torch.compiler.is_compiling():
         return None
+    # What does not go together is the library's to refuse: ours read and write memory by these shapes.
+    if images.ndim != 4 or images.shape[1] != weight.shape[1] or weight.device != images.device:
+        return None
     left, right, top, bottom = sides
     height, width = images.shape[-2] + top + bottom - 2, images.shape[-1] + left + right - 2
     return _way(compute_dtype(images), weight, height, width)

@@ -18,7 +18,7 @@ class Meter:
         self._path, self._clock = folder.spent, clock
         self._before: dict[str, Any] = {"seconds": {}, "energy_j": 0.0}
         if goes_on and self._path.is_file():
-            self._before = json.loads(self._path.read_text(encoding="utf-8"))
+            self._before = folder.read_spent()
         self._begin_j = energy.used_j()
 
     def note(self) -> None:

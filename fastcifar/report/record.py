@@ -11,11 +11,13 @@ from typing import Any
 from fastcifar import config as configs
 from fastcifar.atomic import write_atomically
 from fastcifar.report.card import mean_and_deviation, with_tta
+from fastcifar.report.reading import json_object
 from fastcifar.report.run_folder import RunFolder
 from fastcifar.schema import Config
 
 MIN_RUNS, MAX_P = 10, 0.01
 _ALIKE = ("recipe", "dataset", "device", "dtype", "tta", "epochs", "batch_size")
+_PEERS_HOLD = {"script": "text", "sha256": "text", "dataset": "text", "runs": "a JSON object"}
 KEPT = ("config.toml", "metrics.jsonl", "environment.json", "card.json")
 
 
@@ -209,7 +211,9 @@ def read_peers(place: Path, script: Path, dataset: str) -> Peers:
     path = place / "peer.json"
     if not path.is_file():
         return Peers(script.name, sha256, dataset, {})
-    kept = Peers(**json.loads(path.read_text(encoding="utf-8")))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    held = json_object(str(path), text, _PEERS_HOLD)
+    kept = Peers(**{name: held[name] for name in _PEERS_HOLD})
     if kept.sha256 != sha256:
         raise ValueError(
             f"--peer: got {script}, {path} holds runs of another version of {kept.script}: takes a new --name"

@@ -17,23 +17,21 @@ import json
 import math
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastcifar import config as configs
 from fastcifar.atomic import clear_away, write_atomically
 from fastcifar.claims import claimed
-from fastcifar.data.errors import quote
+from fastcifar.report.reading import check_held, json_object
 from fastcifar.schema import Config
 
-Held = Mapping[str, str]
-"""Names of values in a JSON object, and of what kind each must be."""
-_KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "a JSON object": (dict,), "a number": (int, float)}
 # What whoever reads these files relies on.
 _METRICS_HOLD = {"dataset": "text", **dict.fromkeys(("epoch", "step", "loss", "accuracy", "lr"), "a number")}
 _CARD_HOLDS = {"dataset": "text", "accuracy": "a number", "tta_accuracy": "a number", "seconds": "a JSON object"}
 _SECONDS_HOLD = dict.fromkeys(("train", "evaluate", "total"), "a number")
+_SPENT_HOLDS = {"seconds": "a JSON object", "energy_j": "a number or null"}
 
 
 class RunFolder:
@@ -114,16 +112,23 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         numbered = enumerate(self._metrics_lines(), start=1)
-        return [_object(f"{self.metrics}:{number}", line, _METRICS_HOLD) for number, line in numbered]
+        return [json_object(f"{self.metrics}:{number}", line, _METRICS_HOLD) for number, line in numbered]
 
     def read_card(self) -> dict[str, Any] | None:
         """The result card as plain values; None where the run is not finished. `ValueError` where it is damaged."""
         if not self.card.is_file():
             return None
         text = self.card.read_text(encoding="utf-8", errors="replace")
-        card = _object(str(self.card), text, _CARD_HOLDS)
-        _check_held(f"{self.card}: seconds", card["seconds"], _SECONDS_HOLD)
+        card = json_object(str(self.card), text, _CARD_HOLDS)
+        check_held(f"{self.card}: seconds", card["seconds"], _SECONDS_HOLD)
         return card
+
+    def read_spent(self) -> dict[str, Any]:
+        """Seconds by the clock's parts and joules so far, as plain values. `ValueError` where the file is damaged."""
+        text = self.spent.read_text(encoding="utf-8", errors="replace")
+        spent = json_object(str(self.spent), text, _SPENT_HOLDS)
+        check_held(f"{self.spent}: seconds", spent["seconds"], dict.fromkeys(spent["seconds"], "a number"))
+        return spent
 
     def append_metrics(self, entry: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl. `OSError` names the file."""
@@ -147,26 +152,6 @@ class RunFolder:
     def _metrics_lines(self) -> list[str]:
         """The lines of metrics.jsonl; one without its line feed was being written when its process died."""
         return self.metrics.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-
-
-def _object(where: str, text: str, holds: Held) -> dict[str, Any]:
-    """The JSON object that a text is. `ValueError` where it is none, or lacks one of the values that it `holds`."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: got {type(value).__name__}, expected a JSON object")
-    _check_held(where, value, holds)
-    return value
-
-
-def _check_held(where: str, value: dict[str, Any], holds: Held) -> None:
-    for name, kind in holds.items():
-        if name not in value:
-            raise ValueError(f"{where}: holds no {name!r}")
-        if not isinstance(value[name], _KINDS[kind]):
-            raise ValueError(f"{where}: {name!r} is {quote(value[name])}, expected {kind}")
 
 
 def _step(line: str) -> float:

@@ -242,6 +242,12 @@ def start(jobs: Sequence[Job]) -> "list[Any]":
     # Not forked: threads and CUDA do not live through a fork.
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=main, args=(job,), name=f"worker {i}") for i, job in enumerate(jobs)]
-    for process in processes:
-        process.start()
+    try:
+        for process in processes:
+            process.start()
+    except BaseException:
+        for process in processes:
+            if process.pid is not None:
+                process.terminate()
+        raise
     return processes

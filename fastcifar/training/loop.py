@@ -93,6 +93,7 @@ def train(
         if first_step == 0:
             state.tally = Tally()
         state.tally.start()
+        over = False
         for batch in pipeline.epoch(epoch, first_step):
             taken = take_step(state, forward, batch, config, dtype, pipeline.steps_per_epoch)
             state.step += 1

@@ -1,14 +1,12 @@
 """A whole run: train, evaluate, and write it all down."""
 
-import gc
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from fastcifar import artefacts, kernels, models
@@ -24,10 +22,11 @@ from fastcifar.schema import Config
 from fastcifar.training import checkpoints, distributed, loop
 from fastcifar.training.clock import Clock
 from fastcifar.training.device import describe, pick_device, use_compile, without_compiler
-from fastcifar.training.evaluation import Predictions, predict
+from fastcifar.training.evaluation import Predictions
 from fastcifar.training.listeners import Listener
-from fastcifar.training.memory import OutOfMemoryError, fits, largest_fitting, ran_out_of_memory
-from fastcifar.training.resolution import resize
+from fastcifar.training.memory import OutOfMemoryError, fits, ran_out_of_memory
+from fastcifar.training.rehearsal import memory_sentence, warm_up
+from fastcifar.training.resuming import processes_before, restore
 from fastcifar.training.session import Session, about_data, build_network, to_device
 from fastcifar.training.tally import EpochReport, NonFiniteLossError
 
@@ -83,7 +82,7 @@ def fit(
         "processes": distributed.num_processes(),
     }
     if goes_on:
-        about["before"] = _processes_before(folder, about, reporter)
+        about["before"] = processes_before(folder, about, reporter)
     write_atomically(folder.environment, (json.dumps(about, indent=2) + "\n").encode())
     with clock.part("compile"):
         kernels.prepare(session.device)
@@ -105,10 +104,10 @@ def fit(
         state = loop.new_state(network, config, session.dtype, teacher)
         if compiled:
             forward = loop.compiled(network)
-            if not fits(partial(_warm_up, network, forward, pipeline, session, clock)):
-                raise OutOfMemoryError(_memory_sentence(session, state, pipeline))
+            if not fits(partial(warm_up, network, forward, pipeline, session, clock)):
+                raise OutOfMemoryError(memory_sentence(session, state, pipeline))
         if resume:
-            _restore(state, folder, reporter, goes_on=goes_on)
+            restore(state, folder, reporter, goes_on=goes_on)
         training = _Training(
             session, state, forward, pipeline, folder, clock, meter, reporter, validation_rows_n, listeners
         )
@@ -250,8 +249,9 @@ class _Training:
                 ran_out = True
             if ran_out:
                 # Out of the handler: within it the traceback holds the failed step's tensors, beside which less fits.
-                raise OutOfMemoryError(_memory_sentence(self.session, state, self.pipeline))
-            if not over:
+                raise OutOfMemoryError(memory_sentence(self.session, state, self.pipeline))
+            # A signal that came in the last step, or while that was validated, counts too.
+            if not over or _asked_to_stop(request):
                 path = self._save()
                 self.meter.note()
                 distributed.wait_for_all()
@@ -348,39 +348,6 @@ def _sentence(session: Session, network: nn.Module, pipeline: "Pipeline", folder
     return ", ".join(parts)
 
 
-def _processes_before(folder: RunFolder, now: Mapping[str, Any], reporter: Reporter) -> list[dict[str, Any]]:
-    """The surroundings of the processes that a run goes on from, oldest first.
-
-    Says where its bits may not be those of a run that never stopped. `ValueError` where the images are others.
-    """
-    try:
-        last = json.loads(folder.environment.read_text(encoding="utf-8"))
-        before = [*last.pop("before", []), last]
-    except (OSError, ValueError, AttributeError, TypeError):
-        return []
-    if last.get("pixels_sha256", now["pixels_sha256"]) != now["pixels_sha256"]:
-        raise ValueError(f"{folder.path}: the run began with other images or labels than those found now")
-    if last.get("processes", 1) != now["processes"]:
-        began = f"the {last.get('processes', 1)} that the run began with"
-        raise ValueError(f"--resume: got {now['processes']} of torchrun's processes, takes {began}")
-    for what, name in (("on", "device"), ("at revision", "revision"), ("with", "versions")):
-        if name in last and last[name] != now[name]:
-            reporter.line(f"the run began {what} {last[name]}, goes on {what} {now[name]}: its last bits may differ")
-    return before
-
-
-def _restore(state: loop.State, folder: RunFolder, reporter: Reporter, *, goes_on: bool) -> None:
-    """Put the last whole checkpoint back, where the run has one to go on from, and the metrics as they were then."""
-    if goes_on:
-        used, wrong = checkpoints.load_latest(folder.checkpoints, state)
-        for sentence in wrong:
-            reporter.line(f"passed over: {sentence}")
-        reporter.line(f"going on from {used}")
-    else:
-        reporter.line("beginning anew: the run stopped before its first checkpoint")
-    folder.keep_metrics_until(state.step)
-
-
 def _teacher(session: Session) -> nn.Module | None:
     """The network of the run that `distill.teacher` names, in evaluation mode."""
     if not session.config.distill.teacher:
@@ -390,53 +357,3 @@ def _teacher(session: Session) -> nn.Module | None:
     teacher = to_device(build_network(model, len(session.index.class_names)), session.device)
     checkpoints.load_weights(folder.weights, teacher)
     return teacher.requires_grad_(False).eval()
-
-
-def _memory_sentence(session: Session, state: loop.State, pipeline: "Pipeline") -> str:
-    """What would have fitted, found by trying."""
-    config, dtype = session.config, session.dtype
-    for optimizer in state.optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    loop.forget_compiled()
-    gc.collect()
-    pixels = max((stage.pixels for stage in config.train.resolution), default=0)
-
-    def attempt(num: int) -> None:
-        batch = next(iter(pipeline.epoch(0)))
-        images = resize(batch.images[:num], pixels)
-        part = replace(batch, images=images, labels=batch.labels[:num], mix_labels=None, mix_weights=None)
-        loss, logits = loop.loss_and_logits(state.network, part, images, 0.0, dtype)
-        if state.teacher is not None:
-            loss = loss + loop.distance_to_teacher(state.teacher, batch.images[:num], logits, 1.0, dtype)
-        loss.backward()
-
-    size, num_processes = config.pipeline.batch_size, distributed.num_processes()
-    num = largest_fitting(attempt, size // num_processes) * num_processes
-    advice = (
-        f"{num} fits: --set pipeline.batch_size={num}"
-        if num
-        else "not even a single image fits: smaller model.widths may"
-    )
-    return f"out of memory on {describe(session.device)} with pipeline.batch_size {size}; {advice}"
-
-
-def _warm_up(
-    network: nn.Module, forward: Callable[[Tensor], Tensor], pipeline: "Pipeline", session: Session, clock: Clock
-) -> None:
-    """Compile and run every form of the step, and an evaluation, on labels that mean nothing.
-
-    The network is put back as it was.
-    """
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    state = loop.new_state(network, session.config, session.dtype)
-    network.train()
-    with clock.part("compile"):  # a pipeline compiles what its settings want with its first batch
-        batch = next(iter(pipeline.epoch(0)))
-    dummy = replace(batch, labels=torch.zeros_like(batch.labels))
-    for part in ("compile", "warm-up"):
-        with clock.part(part):
-            for state.step in loop.turning_steps(session.config, pipeline.steps_per_epoch):
-                loop.take_step(state, forward, dummy, session.config, session.dtype, pipeline.steps_per_epoch)
-    with clock.part("warm-up"):
-        predict(network, [dummy], session.config.evaluate.tta, session.dtype)
-    network.load_state_dict(before)

@@ -122,10 +122,9 @@ class Tally:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The sums, as a checkpoint within an epoch keeps them."""
-        if not self.losses:
-            return {}
         counts = torch.tensor([self.num_images, self.num_steps, self.seconds_s], dtype=torch.float64)
-        return {"losses": torch.stack(self.losses), "correct": torch.stack(self.correct), "counts": counts}
+        losses, correct = (torch.stack(sums) if sums else torch.zeros(0) for sums in (self.losses, self.correct))
+        return {"losses": losses, "correct": correct, "counts": counts}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], device: torch.device) -> "Tally":
