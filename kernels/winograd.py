@@ -51,6 +51,8 @@ _SIZES = {torch.float32: dict.fromkeys(SIZES, 1.0), torch.bfloat16: {2: 1.0, 3: 
 of 4 and larger transforms, so they must be much fewer, and those beyond have too much (bench/LOG.md)."""
 _PIECE = 2**26
 """Most transformed values made at a time, 256 MiB of float32: a batch of any size must not take more."""
+_MOST_KEPT = 2**25
+"""Most transformed values that are kept for the way back, which makes others anew: each layer keeps its own."""
 
 
 def pays(channels_in: int, channels_out: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
@@ -220,52 +222,78 @@ class Convolution:
         """Of images and output."""
         return self.by_place.dtype
 
-    def output(self, images: Tensor) -> Tensor:
-        """[n, channels_out, out_height, out_width]."""
+    def room_for_patches(self) -> Tensor | None:
+        """Memory in which the way forward leaves patches for the way back, which then need not transform them again.
+
+        None where it would take much.
+        """
+        pieces, num = self._pieces(), self.n * self.tiling.multiplications * self.channels_in
+        return None if len(pieces) != 1 or num > _MOST_KEPT else self._tiles(pieces[0], self.channels_in)
+
+    def output(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
+        """[n, channels_out, out_height, out_width]; `patches`: of `room_for_patches`, to be filled."""
         output = empty(self.n, self.channels_out, self.out_height, self.out_width, dtype=self.dtype)
-        for piece, products in self._products(images):
+        for piece, products in self._products(images, patches):
             self._run(FROM_TILES, FROM_PRODUCT, piece, products, output[piece])
         return output
 
-    def pooled_output(self, images: Tensor) -> tuple[Pooled, Tensor]:
-        """What maps.max_pool makes of the output, which itself is never written."""
+    def pooled_output(self, images: Tensor, patches: Tensor | None = None) -> tuple[Pooled, Tensor]:
+        """What maps.max_pool makes of the output, which itself is never written; `patches` as of `output`."""
         values = empty(self.n, self.channels_out, self.out_height // 2, self.out_width // 2, dtype=self.dtype)
         pooled, sums = Pooled(values, torch.empty_like(values, dtype=torch.uint8)), Sums(values)
-        for piece, products in self._products(images):
+        for piece, products in self._products(images, patches):
             maps = [part[piece] for part in pooled]
             self._run(POOL_TILES, FROM_PRODUCT, piece, products, *maps, *sums.begun)
         return pooled, sums.total()
 
     def gradients(
-        self, images: Tensor, gradient: Tensor | Unpooled, *, of_images: bool, of_weight: bool
+        self,
+        images: Tensor,
+        gradient: Tensor | Unpooled,
+        patches: Tensor | None = None,
+        *,
+        of_images: bool,
+        of_weight: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients of the images and of the weight, those that are asked for, from that of the output."""
+        """Gradients of the images and of the weight, those that are asked for, from that of the output.
+
+        `patches`: those that the way forward has left.
+        """
         images = _channels_last(images)
         if isinstance(gradient, Tensor):
             gradient = _channels_last(gradient)
         result = empty(*images.shape, dtype=self.dtype) if of_images else None
         taps = torch.zeros((self.channels_out, TAPS, TAPS, _padded(self.channels_in))) if of_weight else None
         for piece in self._pieces():
-            patches, products = self._tiles(piece)
+            products = self._tiles(piece, self.channels_out, "products")
             self._to_gradients(gradient, piece, products)
             if taps is not None:
-                self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
                 of_places = self._of_places()
-                torch.bmm(products.transpose(1, 2), patches, out=of_places)
+                torch.bmm(products.transpose(1, 2), self._patches(images, piece, patches), out=of_places)
                 _run_weight(FROM_PLACES, self.tiling.size, of_places, taps)
             if result is not None:
-                torch.bmm(products, self.by_place, out=patches)
-                self._run(FROM_TILES, FROM_PATCH, piece, patches, result[piece])
+                of_patches = self._tiles(piece, self.channels_in, "patches")
+                torch.bmm(products, self.by_place, out=of_patches)
+                self._run(FROM_TILES, FROM_PATCH, piece, of_patches, result[piece])
         return result, None if taps is None else taps[..., : self.channels_in].permute(0, 3, 1, 2)
 
-    def _products(self, images: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _products(self, images: Tensor, room: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         """The transformed output of each piece of the batch, in memory that the next piece takes."""
         images = _channels_last(images)
         for piece in self._pieces():
-            patches, products = self._tiles(piece)
+            patches = self._tiles(piece, self.channels_in, "patches") if room is None else room
+            products = self._tiles(piece, self.channels_out, "products")
             self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
             torch.bmm(patches, self.by_place.transpose(1, 2), out=products)
             yield piece, products
+
+    def _patches(self, images: Tensor, piece: slice, kept: Tensor | None) -> Tensor:
+        """The transformed patches of a piece: those that are kept, or made anew."""
+        if kept is not None:
+            return kept
+        patches = self._tiles(piece, self.channels_in, "patches")
+        self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
+        return patches
 
     def _to_gradients(self, gradient: Tensor | Unpooled, piece: slice, products: Tensor) -> None:
         """Transform a piece of the output's gradient to that of the products."""
@@ -281,21 +309,20 @@ class Convolution:
         length = max(1, _PIECE // values)
         return [slice(start, min(start + length, self.n)) for start in range(0, self.n, length)]
 
-    def _tiles(self, piece: slice) -> tuple[Tensor, Tensor]:
-        """Memory for the transformed patches and products: [places, n * tiles, channels], until the next call.
+    def _tiles(self, piece: slice, channels: int, name: str = "") -> Tensor:
+        """Memory for a piece, transformed: [places, n * tiles, channels]. By a name, until it is asked for again.
 
         Of an even number of tiles one more, of zeros: places a multiple of 4 KiB apart would share a few lines of the
         first cache. Leaving a gap instead, so that the places are no whole block, costs the library a copy.
         """
         places, num = self.tiling.places**2, (piece.stop - piece.start) * self.tiling.rows * self.tiling.columns
         whole = num | 1
-        patches, products = (
-            _MEMORY.take(name, self.dtype, places * whole * _padded(channels)).view(places, whole, -1)[:, :, :channels]
-            for name, channels in (("patches", self.channels_in), ("products", self.channels_out))
-        )
+        size = places * whole * _padded(channels)
+        memory = _MEMORY.take(name, self.dtype, size) if name else torch.empty(size, dtype=self.dtype)
+        tiles = memory.view(places, whole, -1)[:, :, :channels]
         if whole > num:
-            patches[:, num:], products[:, num:] = 0, 0
-        return patches, products
+            tiles[:, num:] = 0
+        return tiles
 
     def _of_places(self) -> Tensor:
         """Memory for the gradient of the transformed weight, until the next call."""

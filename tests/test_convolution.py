@@ -71,7 +71,7 @@ def test_winograds_outputs_and_gradients_are_the_librarys(
     n: int, channels: tuple[int, int], height: int, width: int, sides: convolution.Sides, channels_last: bool
 ) -> None:
     images, weight = images_and_weight(n, channels, height, width, channels_last)
-    ours = gradients(images.float(), weight.float(), None, lambda x, w: convolution._Winograd.apply(x, w, sides))
+    ours = gradients(images.float(), weight.float(), None, lambda x, w: convolution._Winograd.apply(x, w, sides, True))
     theirs = gradients(images, weight, None, lambda x, w: F.conv2d(F.pad(x, sides), w))
     for our, their in zip(ours, theirs, strict=True):
         assert our.dtype == torch.float32
@@ -90,7 +90,7 @@ def test_winograds_bfloat16_is_near_the_librarys_float64(
     n: int, channels: tuple[int, int], height: int, width: int, sides: convolution.Sides
 ) -> None:
     images, weight = (tensor.bfloat16() for tensor in images_and_weight(n, channels, height, width, last=True))
-    ours = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, sides))
+    ours = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, sides, True))
     theirs = gradients(images.double(), weight.double(), None, lambda x, w: F.conv2d(F.pad(x, sides), w))
     for our, their in zip(ours, theirs, strict=True):
         assert our.dtype == torch.bfloat16
@@ -109,10 +109,38 @@ def our_size(images: torch.Tensor, sides: convolution.Sides) -> int:
 def test_autocast_rounds_what_it_should_and_no_more() -> None:
     """Under autocast the weight is transformed in float32, as it is without."""
     images, weight = (tensor.bfloat16() for tensor in images_and_weight(4, (16, 16), 6, 6, last=True))
-    plain = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1)))
+    plain = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1), True))
     with torch.autocast("cpu", torch.bfloat16):
-        cast = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1)))
+        cast = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1), True))
     for one, other in zip(plain, cast, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_patches_that_are_kept_are_those_made_anew(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, be they too many to keep or the weight not trained; without a gradient none are kept."""
+    images, weight = (tensor.to(dtype) for tensor in images_and_weight(4, (64, 64), 7, 7, last=True))
+    made: list[torch.Tensor | None] = []
+    honest = winograd.Convolution.room_for_patches
+
+    def seen(self: winograd.Convolution) -> torch.Tensor | None:
+        made.append(honest(self))
+        return made[-1]
+
+    def ours() -> list[torch.Tensor]:
+        return gradients(images, weight, None, convolution.convolve_3x3)
+
+    monkeypatch.setattr(winograd.Convolution, "room_for_patches", seen)
+    monkeypatch.setattr(convolution, "_has_winograd", lambda _: True)
+    kept = ours()
+    assert [patches is not None for patches in made] == [True]
+    monkeypatch.setattr(winograd, "_MOST_KEPT", 100)
+    anew = ours()
+    assert [patches is not None for patches in made] == [True, False]
+    with torch.no_grad():
+        convolution.convolve_3x3(images, weight.requires_grad_())
+    assert len(made) == 2
+    for one, other in zip(kept, anew, strict=True):
         assert torch.equal(one, other)
 
 
@@ -141,7 +169,7 @@ def test_winograds_matrices_are_exact(size: int) -> None:
 def test_every_size_of_tile_works(dtype: torch.dtype, size: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "tiling_for", lambda h, w, _: winograd.Tiling(size, -(-h // size), -(-w // size)))
     images, weight = (tensor.to(dtype) for tensor in images_and_weight(3, (64, 48), 13, 7, last=True))
-    ours = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 0, 1, 1)))
+    ours = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 0, 1, 1), True))
     theirs = gradients(images.double(), weight.double(), None, lambda x, w: F.conv2d(F.pad(x, (1, 0, 1, 1)), w))
     for our, their in zip(ours, theirs, strict=True):
         assert rms_error(our, their) < most
@@ -150,9 +178,9 @@ def test_every_size_of_tile_works(dtype: torch.dtype, size: int, most: float, mo
 @pytest.mark.parametrize("values", [1, 3 * 2 * 2 * 36 * 24, 2**26])
 def test_pieces_of_the_batch_add_up(values: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images, weight = (tensor.float() for tensor in images_and_weight(10, (8, 16), 7, 7, last=True))
-    whole = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1)))
+    whole = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1), True))
     monkeypatch.setattr(winograd, "_PIECE", values)
-    pieces = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1)))
+    pieces = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1), True))
     for one, other in zip(pieces, whole, strict=True):
         close(one, other)
 

@@ -112,8 +112,10 @@ def test_pooling_within_the_convolution_is_pooling_after_it(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "_PIECE", piece)
-        within = both_ways(lambda x, w, norm: activation._ConvolvePoolNormGelu.apply(x, w, norm.bias, norm, sides))
-        after = both_ways(lambda x, w, norm: norm_gelu(convolution._Winograd.apply(x, w, sides), norm, pool=True))
+        within = both_ways(
+            lambda x, w, norm: activation._ConvolvePoolNormGelu.apply(x, w, norm.bias, norm, sides, True)
+        )
+        after = both_ways(lambda x, w, norm: norm_gelu(convolution._Winograd.apply(x, w, sides, True), norm, pool=True))
     for one, other in zip(within, after, strict=True):
         assert_close(one, other, 1e-5)
 

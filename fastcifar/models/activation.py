@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastcifar.kernels.dispatch import has_numba
-from fastcifar.models.convolution import Sides, compute_dtype, convolve_3x3, takes_winograd
+from fastcifar.models.convolution import Sides, compute_dtype, convolve_3x3, takes_winograd, trains
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def convolve_pool_norm_gelu(images: Tensor, weight: Tensor, norm: nn.BatchNorm2d
     """`norm_gelu` of `convolve_3x3`'s output, pooled; where it pays, that output is never written to memory."""
     if _takes_ours(images, norm) and takes_winograd(images, weight, sides):
         dtype = compute_dtype(images)
-        return _ConvolvePoolNormGelu.apply(images.to(dtype), weight, norm.bias, norm, sides)
+        return _ConvolvePoolNormGelu.apply(images.to(dtype), weight, norm.bias, norm, sides, trains(weight))
     return norm_gelu(convolve_3x3(images, weight, sides=sides), norm, pool=True)
 
 
@@ -135,13 +135,16 @@ class _ConvolvePoolNormGelu(torch.autograd.Function):
     """Winograd's convolution, max-pooling, the norm and GELU: the map before pooling is never written."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, sides: Sides) -> Tensor:
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, sides: Sides, trains: bool
+    ) -> Tensor:
         from fastcifar.kernels import maps, winograd
 
         ctx.convolution = winograd.Convolution.of(images, weight, sides)
-        (x, places), sums = ctx.convolution.pooled_output(images)
+        patches = ctx.convolution.room_for_patches() if trains else None
+        (x, places), sums = ctx.convolution.pooled_output(images, patches)
         normed = _normed(x, sums, bias, norm)
-        ctx.save_for_backward(images, x, places, *normed)
+        ctx.save_for_backward(images, patches, x, places, *normed)
         return maps.gelu(x, maps.Affine(*normed[:2]))
 
     @staticmethod
@@ -149,12 +152,12 @@ class _ConvolvePoolNormGelu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from fastcifar.kernels import maps, winograd
 
-        images, x, places, *normed = ctx.saved_tensors
+        images, patches, x, places, *normed = ctx.saved_tensors
         gradient, by_channel, of_bias = _gradients(x, _Normed(*normed), None, gradients[0])
         unpooled = winograd.Unpooled(gradient, maps.Pooled(x, places), by_channel)
         of_images, of_weight = ctx.needs_input_grad[:2]
-        both = ctx.convolution.gradients(images, unpooled, of_images=of_images, of_weight=of_weight)
-        return (*both, of_bias, None, None)
+        both = ctx.convolution.gradients(images, unpooled, patches, of_images=of_images, of_weight=of_weight)
+        return (*both, of_bias, None, None, None)
 
 
 def _normed(x: Tensor, sums: Tensor | None, bias: Tensor, norm: nn.BatchNorm2d) -> _Normed:

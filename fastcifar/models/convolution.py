@@ -49,14 +49,22 @@ def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None = None, sid
     if way is None:
         return _convolve(images, weight, bias, sides)
     dtype = compute_dtype(images)
-    # Winograd's way rounds the weight once it is transformed, and not before.
-    output = way.apply(images.to(dtype), weight if way is _Winograd else weight.to(dtype), sides)
+    if way is _Winograd:
+        # It rounds the weight once it is transformed, and not before.
+        output = _Winograd.apply(images.to(dtype), weight, sides, trains(weight))
+    else:
+        output = _Packed.apply(images.to(dtype), weight.to(dtype), sides)
     return output if bias is None else output + bias.to(dtype)[:, None, None]
 
 
 def takes_winograd(images: Tensor, weight: Tensor, sides: Sides) -> bool:
     """Whether `convolve_3x3` makes the convolution with few multiplications."""
     return _way_for(images, weight, sides) is _Winograd
+
+
+def trains(weight: Tensor) -> bool:
+    """Whether a weight's gradient will be wanted of what is computed now."""
+    return torch.is_grad_enabled() and weight.requires_grad
 
 
 def prepare(device: torch.device, dtype: torch.dtype) -> None:
@@ -90,9 +98,8 @@ def _way(dtype: torch.dtype, weight: Tensor, height: int, width: int) -> type[to
         from fastcifar.kernels import winograd
 
         return _Winograd if winograd.pays(weight.shape[1], weight.shape[0], height, width, dtype) else None
-    trains = torch.is_grad_enabled() and weight.requires_grad
     narrow = width <= _PACKED_MAX_WIDTH_PX
-    return _Packed if dtype == torch.bfloat16 and _has("amx_bf16") and trains and narrow else None
+    return _Packed if dtype == torch.bfloat16 and _has("amx_bf16") and trains(weight) and narrow else None
 
 
 def _has_winograd(dtype: torch.dtype) -> bool:
@@ -107,22 +114,25 @@ def _has(units: str) -> bool:
 
 
 class _Winograd(torch.autograd.Function):
-    """The convolution and its gradients with few multiplications."""
+    """The convolution and its gradients with few multiplications; `trains`: of the weight, which forward cannot see."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, sides: Sides) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, sides: Sides, trains: bool) -> Tensor:
         from fastcifar.kernels import winograd
 
         ctx.convolution = winograd.Convolution.of(images, weight, sides)
-        ctx.save_for_backward(images)
-        return ctx.convolution.output(images)
+        patches = ctx.convolution.room_for_patches() if trains else None
+        output = ctx.convolution.output(images, patches)
+        ctx.save_for_backward(images, patches)
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         of_images, of_weight = ctx.needs_input_grad[:2]
-        both = ctx.convolution.gradients(*ctx.saved_tensors, gradients[0], of_images=of_images, of_weight=of_weight)
-        return (*both, None)
+        images, patches = ctx.saved_tensors
+        both = ctx.convolution.gradients(images, gradients[0], patches, of_images=of_images, of_weight=of_weight)
+        return (*both, None, None)
 
 
 class _Packed(torch.autograd.Function):
