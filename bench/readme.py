@@ -112,7 +112,7 @@ def _in_words(row: Row | None, values: Sequence[str]) -> str:
     """Figures with what they are of, for a table without headings."""
     if row is None:
         return ""
-    units = {"seconds": "s", "over_import_torch_s": "s less torch's import"}
+    units = {"seconds": "s", "over_import_torch_s": "s of it beyond importing torch"}
     there = [value for value in values if value in row.values]
     return ", ".join(
         f"{figures.number(value, row.values[value])} {units.get(value, figures.heading(value).removeprefix('x '))}"

@@ -1,6 +1,7 @@
 """A run's configuration, filled from a TOML recipe and then from the command line; written down, and compared."""
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,8 @@ def read_toml(name: str, package: str, what: str) -> str:
     if name in names:
         return (resources.files(package) / f"{name}.toml").read_text(encoding="utf-8")
     takes = f"takes a .toml file or one of: {', '.join(names)}"
+    if (Path(name) / "config.toml").is_file():
+        raise ValueError(f"{what}: got {shown(name)}, a run's folder; takes its recipe, {Path(name) / 'config.toml'}")
     if not name.endswith(".toml"):
         raise ValueError(f"{what}: got {shown(name)}, {takes}")
     if not Path(name).exists():
@@ -125,7 +128,7 @@ def build(kind: type, tree: Any, path: str) -> Any:
     known = {f.name: f for f in fields(kind)}
     for key in tree:
         if key not in known:
-            hint = did_you_mean(key, known)
+            hint = did_you_mean(key, known) or _in_sections(key, hints)
             raise ValueError(
                 f"{_join(path, key)}: no such setting{hint}; {path or 'a recipe'} takes {', '.join(known)}"
             )
@@ -138,6 +141,13 @@ def build(kind: type, tree: Any, path: str) -> Any:
     except ValueError as error:
         # Settings that are of use without a recipe (the kernels') do not know what section they are in.
         raise ValueError(str(error) if str(error).startswith(path) else f"{path}.{error}") from None
+
+
+def _in_sections(key: str, hints: Mapping[str, Any]) -> str:
+    """As `did_you_mean`, of the sections that have such a setting."""
+    sections = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    found = [f"{name}.{key}" for name, kind in sections.items() if key in {f.name for f in fields(kind)}]
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
 
 
 def _join(path: str, key: str) -> str:
@@ -159,7 +169,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         kind = next(option for option in get_args(kind) if option is not type(None))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and not abs(value) < 2**63:
-        raise ValueError(f"{path}: got {shown(value)}, takes {_TAKES.get(kind, kind.__name__)} below 2**63")
+        is_finite = isinstance(value, int) or math.isfinite(value)
+        takes = f"{_TAKES.get(kind, kind.__name__)} below 2**63" if is_finite else "a finite number"
+        raise ValueError(f"{path}: got {shown(value)}, takes {takes}")
     if number and (kind is float or (kind is int and value == int(value))):
         return kind(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):

@@ -1,5 +1,6 @@
 """The one schema of a run: frozen dataclasses that refuse what no run can be of."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,7 +23,7 @@ def shown(value: object) -> str:
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
-def check(name: str, value: object, ok: bool, takes: str) -> None:
+def check(name: str, value: object, ok: object, takes: str) -> None:
     """Raise `ValueError` that says what a setting got and what it takes, unless it is `ok`."""
     if not ok:
         raise ValueError(f"{name}: got {shown(value)}, takes {takes}")
@@ -311,6 +312,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse seeds that the counter-based generator has no room for, and settings that need a validation split."""
+        # It is a part of the names of files.
+        check("name", self.name, re.fullmatch(r"[\w.+-]{1,100}", self.name), "letters, digits, and . _ + -")
         check("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2**63 - 1")
         check("target", self.target, 0 <= self.target <= 100, "a percentage")
         if not self.data.validation:

@@ -58,6 +58,10 @@ class Augmenter:
         self._buffer: torch.Tensor | None = None
         self._prepared: dict[int, tuple[PreparedBatch, _Augmented]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What it was made with: a copy, or another process, lays out and looks at its own."""
+        return {**self.__dict__, "_seen": None, "_buffer": None, "_prepared": {}}
+
     def __call__(self, images_nhwc: Any, rows_n: Any, *, epoch: int, indices_n: Any = None) -> _Augmented:
         """Draw and augment a batch; arguments, result and errors are those of `augment_batch`.
 

@@ -164,6 +164,42 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], args: list[st
     assert line.startswith(said)
 
 
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_damaged_artefact_is_the_source_of_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    """Converted anew, what is wrong in it would get hashes by which it is right, and the name of the true data."""
+    made = make(tmp_path / "data", num_test=100)
+    run(capsys, "convert", made.path, "--to", to, "--out", "a")
+    shutil.copytree("a", "b")
+    assert run(capsys, "convert", "b", "--to", "npy", "--out", "c")[0].startswith("c: cifar10-small")
+    path = next(Path("b").glob("train.[ibt]*"))
+    with open(path, "r+b") as file:
+        file.seek(-2000, os.SEEK_END)
+        file.write(bytes(100))
+    (line,) = run(capsys, "convert", "b", "--to", "npy", "--out", "d", code=2)
+    assert line == (
+        "fastcifar convert: b: is damaged; expected files as they were written; `fastcifar verify` says which are"
+    )
+    (line,) = run(capsys, "train", "--data", "b", "--out", "run", code=2)
+    assert "b: is damaged" in line
+    assert not Path("d").exists() and not Path("run").exists()
+
+
+def test_inspect_shows_files_that_are_not_as_they_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
+    made = make(tmp_path / "data", num_test=100)
+    run(capsys, "convert", made.path, "--to", "npy", "--out", "a")
+    assert "damaged" not in "".join(run(capsys, "inspect", "a"))
+    os.truncate("a/train.labels.npy", 1000)
+    os.unlink("a/test.labels.npy")
+    said = "".join(run(capsys, "inspect", "a"))
+    assert "train.labels.npy (damaged: 1,000 bytes on the disk)" in said
+    assert "test.labels.npy (missing)" in said
+
+
 def test_a_terminal_sees_progress_and_a_pipe_does_not(tmp_path: Path) -> None:
     made = make(tmp_path, num_test=200)
     command = [sys.executable, "-m", "fastcifar.cli", "convert", str(made.path), "--to", "npy", "--force"]

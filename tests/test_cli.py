@@ -21,6 +21,7 @@ from fastcifar.commands.speedrun import RECIPES
 from fastcifar.data import shapes10
 from fastcifar.data.download import ARCHIVES
 from fastcifar.kernels.errors import MissingLibraryError
+from fastcifar.report.progress import Reporter
 from fastcifar.schema import Config
 from fastcifar.training import device
 
@@ -82,6 +83,21 @@ def test_a_setting_that_the_data_does_not_allow_is_told_by_its_full_name(
 ) -> None:
     assert main(["train", "--data", str(folder), "--set", setting, "--out", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_log_hears_of_a_long_epoch_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr("fastcifar.report.progress.time.monotonic", lambda: now_s[0])
+    with Reporter() as reporter:
+        for step in range(1, 101):
+            now_s[0] = 2.0 * step
+            reporter.advance("training", step, 100, unit=f"step {step}/100")
+            if step == 45:
+                reporter.line("epoch 1/2")
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["training: step 31/100", "epoch 1/2", "training: step 76/100"]
 
 
 def test_several_runs_end_with_their_mean(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A run is its configuration: what fits is read, what does not is one clear error."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -38,13 +39,26 @@ def test_a_list_of_stages_is_read() -> None:
         ("pipeline.streaming=true", "pipeline.streaming: got True, takes false for resident"),
         ("train.resolution=[{pixels=24}]", "train.resolution.until: missing"),
         ("lr", "takes section.key=value"),
-        ("augmentation.flip=sometimes", "flip"),
+        ("augmentation.flip=sometimes", "augmentation.flip: got 'sometimes', takes none, random, alternating"),
+        ("epochs=3", "epochs: no such setting (did you mean train.epochs?)"),
+        ("dropout=0.5", "dropout: no such setting (did you mean model.dropout?)"),
+        ("train.epochs=nan", "train.epochs: got nan, takes a finite number"),
+        ("train.epochs=-inf", "train.epochs: got -inf, takes a finite number"),
+        ("train.epochs=1e30", "train.epochs: got 1e+30, takes a number below 2**63"),
+        ("name=a/b", "name: got 'a/b', takes letters, digits, and . _ + -"),
+        ("name=", "name: got '', takes letters"),
     ],
 )
 def test_a_wrong_setting_names_itself_what_it_got_and_what_it_takes(setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=r".") as raised:
         configs.load("speedrun", [setting])
     assert message in str(raised.value)
+
+
+def test_a_runs_folder_is_told_from_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("")
+    with pytest.raises(ValueError, match=r"a run's folder; takes its recipe, .*/config.toml"):
+        configs.load(str(tmp_path))
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:

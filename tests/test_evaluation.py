@@ -256,6 +256,12 @@ def test_a_set_in_any_of_cifars_forms_is_scored(
     assert last_line(capsys)["accuracy"] == json.loads((run / "card.json").read_text())["accuracy"]
 
 
+def test_an_artefact_is_scored(run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["convert", str(data), "--to", "ffcv", "--out", str(tmp_path / "a")]) == 0
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "a"), "--no-pictures"]) == 0
+    assert last_line(capsys)["accuracy"] == json.loads((run / "card.json").read_text())["accuracy"]
+
+
 def test_larger_images_are_scaled_where_that_is_asked_for(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -1,6 +1,8 @@
 """The forms of the kernels against each other, and the reference against other libraries."""
 
+import copy
 import itertools
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -426,6 +428,13 @@ def test_an_augmenters_batch_lies_where_the_one_before_did():
     again = augmenter(images, range(8), epoch=0)
     assert all(a.data_ptr() == b.data_ptr() for a, b in zip(first, again, strict=True))
     assert augmenter(images, range(5), epoch=0)[0].data_ptr() == first[0].data_ptr()
+
+
+def test_an_augmenter_may_be_copied_and_sent_to_another_process():
+    images, augmenter = pictures(8, 8, 8), Augmenter(Augmentation(cutmix=1.0), CIFAR, seed=0)
+    used = augmenter(images, range(8), epoch=0)[0].clone()
+    for other in (copy.deepcopy(augmenter), pickle.loads(pickle.dumps(augmenter))):
+        assert same_bits(other(images, range(8), epoch=0)[0], used)
 
 
 def test_an_augmenter_takes_batches_of_any_number_of_sizes():

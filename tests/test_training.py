@@ -296,6 +296,16 @@ def test_a_student_learns_from_its_teacher_and_a_run_starts_from_another(folder:
     told = [f"distill.teacher='{tmp_path / 'teacher'}'", "distill.weight=1.0", "train.label_smoothing=0"]
     student = train(small_config(folder, *told, "model.widths=[8, 8, 8]"), tmp_path / "student")
     assert student.tta_accuracy > 0.3
+    others = make(tmp_path / "others", "cifar100", num_test=100).path
+    for setting in ("distill.teacher", "train.start_from"):
+        with pytest.raises(
+            ValueError, match=rf"{setting}: .*teacher tells 10 classes apart, takes one of 100, as here"
+        ):
+            train(
+                small_config(others, "data.dataset=cifar100", f"{setting}='{tmp_path / 'teacher'}'"), tmp_path / "never"
+            )
+        with pytest.raises(ValueError, match=rf"{setting}: nowhere: not a run folder"):
+            train(small_config(folder, f"{setting}='nowhere'"), tmp_path / "never")
     start = [f"train.start_from='{tmp_path / 'teacher'}'", "train.epochs=0.1", "optimizer.lr=1e-9"]
     tuned = train(small_config(folder, *start, "optimizer.bias_lr=1e-9", "optimizer.head_lr=1e-9"), tmp_path / "tuned")
     assert tuned.train_accuracy is not None

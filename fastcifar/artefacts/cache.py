@@ -57,12 +57,13 @@ def is_current(path: Path, to: str, fingerprint: str) -> bool:
     """Whether the folder `path` holds an undamaged artefact of format `to` of the data with this fingerprint."""
     try:
         index = read_index(path)
-        return (index.format, index.fingerprint) == (to, fingerprint) and _is_whole(index)
+        return (index.format, index.fingerprint) == (to, fingerprint) and is_whole(index)
     except DataError:
         return False
 
 
-def _is_whole(index: Index) -> bool:
+def is_whole(index: Index) -> bool:
+    """Whether an artefact's files are those that its index was written with, by sizes and times, or else by hashes."""
     found = {}
     for file in index.files:
         try:

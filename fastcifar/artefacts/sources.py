@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar import data
-from fastcifar.artefacts.cache import Source
+from fastcifar.artefacts.cache import Source, is_whole
 from fastcifar.artefacts.index import NAME, PARTS, Index, read_index
 from fastcifar.artefacts.reading import read
 from fastcifar.data.download import Progress
@@ -41,7 +41,12 @@ class ArtefactSource:
         return self.index.fingerprint or hashlib.sha256(pixels.encode()).hexdigest()
 
     def load(self) -> data.Dataset:
-        """Both parts; of npy, the images are mapped to memory."""
+        """Both parts; of npy, the images are mapped to memory. `DataError` where a file is not as it was written.
+
+        What is made of it takes its fingerprint over, and new hashes would call right what is wrong.
+        """
+        if not is_whole(self.index):
+            raise refuse(self.path, "is damaged", "files as they were written; `fastcifar verify` says which are")
         train, test = (read(self.index.path, part) for part in PARTS)
         return data.Dataset(self.index.dataset, train, test)
 
@@ -62,11 +67,16 @@ def find(
     return locate(dataset, place, download=download, on_progress=on_progress)
 
 
+def artefact_at(place: Path) -> ArtefactSource | None:
+    """The artefact that a folder is; None where it is none."""
+    return ArtefactSource(read_index(place)) if os.path.isfile(place / NAME) else None
+
+
 def locate(dataset: str, place: Path | None, *, download: bool = True, on_progress: Progress | None = None) -> Source:
     """What `fastcifar.data.locate` finds, or the artefact at `place`. Errors as of `find`."""
-    if place is None or not os.path.isfile(place / NAME):
+    source = None if place is None else artefact_at(place)
+    if place is None or source is None:
         return data.locate(dataset, place, download=download, on_progress=on_progress)
-    source = ArtefactSource(read_index(place))
     # A cut-down set is asked for by the name of the whole one.
     if dataset not in ("auto", source.dataset.removesuffix("-small")):
         raise refuse(place, f"is an artefact of {source.dataset}", f"one of {dataset}")

@@ -39,6 +39,14 @@ def to_json(index: "Index") -> dict[str, Any]:
     return {"path": str(index.path), "bytes": sum(file.bytes for file in index.files), **index.to_json()}
 
 
+def _trouble(path: Path, num_bytes: int) -> str:
+    """What can be seen of a file without reading it, in words; empty where that is right."""
+    if not path.is_file():
+        return " (missing)"
+    found = path.stat().st_size
+    return "" if found == num_bytes else f" (damaged: {found:,} bytes on the disk)"
+
+
 def _print(index: "Index") -> None:
     from rich.table import Table
 
@@ -73,7 +81,7 @@ def _print(index: "Index") -> None:
         head.add_row(name, text)
     files = table("files", "name", "bytes", "sha256")
     for file in index.files:
-        files.add_row(file.name, f"{file.bytes:,}", file.sha256)
+        files.add_row(f"{file.name}{_trouble(index.path / file.name, file.bytes)}", f"{file.bytes:,}", file.sha256)
     classes = table("images of each class", "class", *parts)
     for label, name in enumerate(index.class_names):
         classes.add_row(f"{label} {name}", *(f"{part.label_counts[label]:,}" for part in parts.values()))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from fastcifar.report.progress import Reporter
     from fastcifar.sweeps.space import Definition
+    from fastcifar.sweeps.worker import Job
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def run(args: Args) -> int:
             _refuse_strangers(study, out / "trials")
             threads = max(1, (os.cpu_count() or 1) // args.workers) if args.workers > 1 else 0
             job = worker.Job(definition, url, source, out / "trials", args.track, config.train.threads or threads)
-            _watch(worker.start([job] * args.workers), study, definition, reporter)
+            _search([job] * args.workers, study, definition, reporter)
             result = outcome.to_json(study, definition, url, out)
             if result["best"] is not None:
                 result |= _write(study, definition, out)
@@ -97,6 +98,18 @@ def run(args: Args) -> int:
 def _refuse_strangers(study: "optuna.Study", folder: Path) -> None:
     if not study.get_trials(deepcopy=False) and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"--out: {folder} holds trials that the study does not know; name another folder")
+
+
+def _search(jobs: "list[Job]", study: "optuna.Study", definition: "Definition", reporter: "Reporter") -> None:
+    """Have the workers try what is left to try. `InterruptedRunError` says how to go on."""
+    from fastcifar.interruption import InterruptedRunError
+    from fastcifar.sweeps import worker
+
+    try:
+        _watch(worker.start(jobs), study, definition, reporter)
+    except KeyboardInterrupt as error:
+        message = f"stopped, what was done is kept in {jobs[0].folder.parent}; the same command goes on from there"
+        raise InterruptedRunError(message, getattr(error, "exit_code", 130)) from error
 
 
 def _watch(processes: list[Any], study: "optuna.Study", definition: "Definition", reporter: "Reporter") -> None:

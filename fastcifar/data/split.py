@@ -20,11 +20,11 @@ class Split:
     labels_n: np.ndarray
     """int64 [n], each an index into `class_names`."""
     class_names: tuple[str, ...]
-    dataset: str
+    dataset: str = "own"
     """"cifar10", "cifar100", "shapes10", or a user's own name."""
-    part: str
+    part: str = "train"
     """"train" or "test"."""
-    source: str
+    source: str = "memory"
     """Where it came from, for people: a path, or the name of a generator."""
 
     def __post_init__(self) -> None:

@@ -92,7 +92,9 @@ def _read(path: Path, size_px: tuple[int, int], resize: bool) -> np.ndarray:
     except DataError:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise refuse(path, f"cannot be read as an image ({error})", "a whole PNG or JPEG file") from None
+        # Pillow names the object that it was given, which says nothing here.
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise refuse(path, f"cannot be read as an image{why}", "a whole PNG or JPEG file") from None
 
 
 def _visible(folder: Path) -> list[str]:

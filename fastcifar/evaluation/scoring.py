@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastcifar.artefacts.sources import artefact_at
 from fastcifar.data import DataError, Split
 from fastcifar.data.errors import refuse
 from fastcifar.data.locate import find
@@ -131,14 +132,14 @@ class Scored:
 
 
 def images_for(run: Finished, reporter: Reporter, data: Path | None, *, resize: bool = False, limit: int = 0) -> Images:
-    """The run's test set, or the images at `data`: the test part of a CIFAR set in any form, or an image folder.
+    """The run's test set, or the images at `data`: the test part of an artefact or a CIFAR set, or an image folder.
 
     `DataError` where they are of other classes or another size than the run's.
     """
     if limit < 0:
         raise ValueError(f"--limit: got {limit}, takes a number of images, 0 for all")
     names: list[str] = []
-    found = None if data is None else find(data, ("cifar10", "cifar100"))
+    found = None if data is None else artefact_at(data) or find(data, ("cifar10", "cifar100"))
     if data is None:
         split, index = read_test_set(run.config, reporter)
         split = replace(split, source=index.source)
@@ -148,7 +149,8 @@ def images_for(run: Finished, reporter: Reporter, data: Path | None, *, resize: 
         split, names = read_image_folder(data, run.class_names, (32, 32), resize=resize)
     else:
         why = "holds no CIFAR set" if data.exists() else "is not there"
-        raise DataError(f"--data {data}: {why}; expected a CIFAR folder or .tar.gz, or a folder of images by class")
+        takes = "a CIFAR folder or .tar.gz, an artefact, or a folder of images by class"
+        raise DataError(f"--data {data}: {why}; expected {takes}")
     if split.class_names != run.class_names:
         theirs = f"has the classes {', '.join(split.class_names[:10])}{', ...' * (len(split.class_names) > 10)}"
         raise refuse(split.source, theirs, f"those of the run: {', '.join(run.class_names[:10])}")

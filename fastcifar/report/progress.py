@@ -1,5 +1,6 @@
 """What a person sees while a run goes: bars on a terminal, one line an epoch everywhere."""
 
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from fastcifar.training.tally import EpochReport
 
 _PIPE_WIDTH = 240
+_TELL_EVERY_S = 60.0
 
 
 class Reporter:
@@ -29,6 +31,7 @@ class Reporter:
         )
         self._bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
+        self._told_s = time.monotonic()
 
     def __enter__(self) -> "Reporter":
         self._bars.start()
@@ -41,6 +44,7 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """One line of text, as it is."""
+        self._told_s = time.monotonic()
         self.console.print(text, markup=False)
 
     def table(self, table: "RenderableType") -> None:
@@ -58,7 +62,10 @@ class Reporter:
         )
 
     def advance(self, name: str, done: int, total: int, unit: str = "") -> None:
-        """Draw `done` of `total` on the bar `name`, which goes away when full."""
+        """Draw `done` of `total` on the bar `name`, which goes away when full; off a terminal, a line a minute."""
+        now_s = time.monotonic()
+        if not self.console.is_terminal and done < total and now_s - self._told_s > _TELL_EVERY_S:
+            self.line(f"{name}: {unit or f'{done:,} of {total:,}'}")
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=total, unit=unit)
         self._bars.update(self._tasks[name], completed=done, total=total, unit=unit)

@@ -146,9 +146,12 @@ def save_latest(folder: Path, state: State, config: str, keep: int) -> Path:
 
     `NonFiniteLossError`, and nothing is written, where a weight is not finite: what goes on from there is lost.
     """
-    for name, weight in state.network.named_parameters():
-        if not weight.isfinite().all():
-            raise NonFiniteLossError(f"{name} is not finite after step {state.step}", state.step)
+    weights = dict(state.network.named_parameters())
+    # All at once: on a GPU each look would wait for what it has still to do.
+    finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+    if not all(finite):
+        name = list(weights)[finite.index(False)]
+        raise NonFiniteLossError(f"{name} is not finite after step {state.step}", state.step)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{PREFIX}{state.step:09d}.safetensors"
     save_checkpoint(path, state, config)

@@ -93,7 +93,7 @@ def fit(
         models.prepare(network, session.device, session.dtype)
     with clock.part("load"):
         if config.train.start_from and not goes_on:
-            checkpoints.load_weights(RunFolder.open(Path(config.train.start_from)).weights, network)
+            _load_start(session, network)
         teacher = _teacher(session)
         pipeline = session.training_pipeline(train_rows_n)
     reporter.line(_sentence(session, network, pipeline, folder))
@@ -348,11 +348,28 @@ def _sentence(session: Session, network: nn.Module, pipeline: "Pipeline", folder
     return ", ".join(parts)
 
 
+def _load_start(session: Session, network: nn.Module) -> None:
+    """Put the weights of the run that `train.start_from` names into the network."""
+    checkpoints.load_weights(_other_run("train.start_from", session.config.train.start_from, session).weights, network)
+
+
+def _other_run(setting: str, path: str, session: Session) -> RunFolder:
+    """The folder of a run that a setting names. `ValueError` where it is none, or of another number of classes."""
+    try:
+        folder = RunFolder.open(Path(path))
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
+    theirs, ours = checkpoints.read_about(folder.weights).get("class_names", ()), session.index.class_names
+    if len(theirs) not in (0, len(ours)):
+        raise ValueError(f"{setting}: {path} tells {len(theirs)} classes apart, takes one of {len(ours)}, as here")
+    return folder
+
+
 def _teacher(session: Session) -> nn.Module | None:
     """The network of the run that `distill.teacher` names, in evaluation mode."""
     if not session.config.distill.teacher:
         return None
-    folder = RunFolder.open(Path(session.config.distill.teacher))
+    folder = _other_run("distill.teacher", session.config.distill.teacher, session)
     model = replace(folder.read_config().model, max_parameters=0)
     teacher = to_device(build_network(model, len(session.index.class_names)), session.device)
     checkpoints.load_weights(folder.weights, teacher)
