@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from fastcifar.kernels import checks
+from fastcifar.kernels import checks, philox
 from fastcifar.kernels.errors import MissingLibraryError
 from fastcifar.kernels.lazy import quick_imports
 from fastcifar.kernels.plan import NUM_FLOATS, NUM_INTS, Plan, PlanKey, Settings, partners_of, settings_for
@@ -154,14 +154,17 @@ def augment_batch(
 def prepare(device: Any) -> None:
     """Have the compiled form for a device ready, which otherwise happens with the first batch.
 
-    For a CPU it is read from Numba's cache or, the first time on a machine, compiled; for a GPU each process compiles
-    it, by making a batch of one pixel. device: torch.device or its name. Raises MissingLibraryError (a ValueError)
-    where what compiles for a GPU is not here, as does whatever is given images on one.
+    It is read from Numba's cache or, the first time on a machine, compiled. For a GPU that takes a batch of one pixel,
+    and of what is for the CPU the order of images alone. device: torch.device or its name. Raises MissingLibraryError
+    (a ValueError) where what compiles for a GPU is not here, as does whatever is given images on one.
     """
     import torch
 
-    host_form("auto")
-    if torch.device(device).type == "cuda":
+    if has_numba():
+        _compiled_order()
+    if torch.device(device).type != "cuda":
+        host_form("auto")
+    else:
         pixel_nhwc = torch.zeros((1, 1, 1, 3), dtype=torch.uint8, device=device)
         augment_batch(pixel_nhwc, [0], Augmentation(), Normalisation.identity(), seed=0, epoch=0)
 
@@ -188,7 +191,16 @@ def epoch_order(num_images: int, seed: int, epoch: int, *, form: str = "auto") -
     if not (isinstance(num_images, int | np.integer) and 0 <= num_images < 1 << 32):
         raise ValueError(f"num_images: got {num_images!r}, takes an integer from 0 to 2**32 - 1")
     checks.check_form(form)
-    return host_form(form if form == "reference" else "auto").epoch_order(int(num_images), seed, epoch)
+    if form == "reference" or not has_numba():
+        return philox.epoch_order(int(num_images), seed, epoch)
+    return _compiled_order().epoch_order(int(num_images), seed, epoch)
+
+
+def _compiled_order() -> ModuleType:
+    with quick_imports():
+        from fastcifar.kernels import numba_order
+
+    return numba_order
 
 
 def pick_form(form: str, images: Any) -> str:
@@ -256,9 +268,6 @@ class HostForm(Protocol):
         num_threads: int | None = None,
     ) -> None:
         """Fill the plan's arrays and write the batch to out."""
-
-    def epoch_order(self, num_images: int, seed: int, epoch: int) -> np.ndarray:
-        """A permutation, int64 [num_images]."""
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastcifar.kernels import checks, numba_draw, numba_pixels
 from fastcifar.kernels.numba_cast import quickest_way
-from fastcifar.kernels.numba_draw import fisher_yates, is_possible, rows_inside
+from fastcifar.kernels.numba_draw import is_possible, rows_inside
 from fastcifar.kernels.numba_jit import config
 from fastcifar.kernels.numba_task import scratch_bytes
 from fastcifar.kernels.numba_vector import CACHE_LINE
@@ -255,13 +255,6 @@ def address(values: Any) -> int:
         except (TypeError, ValueError):
             pass  # a view of what is read-only, or of no memory at all
     return values.__array_interface__["data"][0]
-
-
-def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation, int64 [num_images], as philox.epoch_order gives it."""
-    order = np.empty(num_images, dtype=np.int64)
-    fisher_yates(order, np.uint64(seed), np.uint64(epoch))
-    return order
 
 
 class _Scratch(NamedTuple):

@@ -7,22 +7,18 @@ from numba import types
 
 from fastcifar.kernels.numba_jit import compiled, compiled_for
 from fastcifar.kernels.numba_share import reader, shared
-from fastcifar.kernels.numba_vector import floats_at, ints_at, longs_at, moved, room_for
+from fastcifar.kernels.numba_vector import floats_at, ints_at, longs_at, moved
+from fastcifar.kernels.numba_words import BLOCK, below, fill_words, room_for_words, words_of
 from fastcifar.kernels.philox import (
     ALTERNATING,
     BOX,
     COLOUR,
     ERASE_LIGHT,
     GEOMETRY,
-    LOW_WORD,
     MIX,
-    NUM_ROUNDS,
-    ORDER,
     TOP_BIT,
     UNIT,
     UNIT_BITS,
-    WORD_BITS,
-    one_round,
 )
 from fastcifar.kernels.plan import (
     ALTERNATING_FLIP,
@@ -60,22 +56,15 @@ from fastcifar.kernels.plan import (
     SHIFT_Y,
     WEIGHT,
 )
-from fastcifar.kernels.scalars import below
 from fastcifar.kernels.settings import MAX_SIDE_PX
 
-# Numba widens what it computes to 64 bits, so words travel in uint64 and are masked where they could exceed 32.
 _U = np.uint64
 _FIRST_EPOCH = _U(0)
 _ZERO, _HALF, _ONE, _TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 
 _MAX_ROTATION, _MAX_HUE = np.float32(MAX_ROTATION_DEGREES), np.float32(MAX_HUE)
 
-
-_one_round, _below = compiled(one_round), compiled(below)
-
-BLOCK = 64  # counters whose words are drawn at once
-_counters = room_for(types.int64, BLOCK)
-_words, _box_words = room_for(types.uint32, 4 * BLOCK), room_for(types.uint32, 4 * BLOCK)
+_words, _box_words = room_for_words(), room_for_words()
 
 
 @compiled
@@ -99,38 +88,9 @@ def _quantile(table, word):
 @compiled
 def _draw_span(word, half, side):
     """First and last place along one axis of a box that reaches half of the side both ways, cut off at the edges."""
-    centre = _below(word, side)
+    centre = below(word, side)
     reach = np.int64(half * np.float32(side))
     return max(centre - reach, 0), min(centre + reach, side)
-
-
-@compiled
-def fill_words(indices, num, epoch, stream, seed, words):
-    """Four words of the counters (index, epoch, stream) under the seed, for at most BLOCK indices (int64).
-
-    words: uint32, all first ones, then all second ones and so on, BLOCK places apart. Round by round, each for all, so
-    that the loops become vector instructions.
-    """
-    words_1, words_2, words_3 = moved(words, BLOCK), moved(words, 2 * BLOCK), moved(words, 3 * BLOCK)
-    for i in range(num):
-        index = _U(indices[i])
-        words[i], words_1[i] = np.uint32(index & LOW_WORD), np.uint32(index >> WORD_BITS)
-        words_2[i], words_3[i] = np.uint32(epoch), np.uint32(stream)
-    k0, k1 = seed & LOW_WORD, seed >> WORD_BITS
-    for _ in range(NUM_ROUNDS):
-        next_k0, next_k1 = k0, k1
-        for i in range(num):
-            c0, c1, c2, c3, next_k0, next_k1 = _one_round(
-                _U(words[i]), _U(words_1[i]), _U(words_2[i]), _U(words_3[i]), k0, k1
-            )
-            words[i], words_1[i], words_2[i], words_3[i] = np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
-        k0, k1 = next_k0, next_k1
-
-
-@compiled
-def _of(words, i):
-    """The four words of an index, in uint64, so that the product of two fits."""
-    return _U(words[i]), _U(words[BLOCK + i]), _U(words[2 * BLOCK + i]), _U(words[3 * BLOCK + i])
 
 
 Block = namedtuple("Block", "num indices epoch seed words box_words ints floats")
@@ -161,10 +121,10 @@ def _draw_nothing(block):
 def _draw_geometry(block, padding, flip, rotation):
     _draw(block, GEOMETRY)
     for i in range(block.num):
-        w0, w1, w2, w3 = _of(block.words, i)
+        w0, w1, w2, w3 = words_of(block.words, i)
         ints = moved(block.ints, i * NUM_INTS)
-        ints[SHIFT_Y] = _below(w0, 2 * padding + 1) - padding
-        ints[SHIFT_X] = _below(w1, 2 * padding + 1) - padding
+        ints[SHIFT_Y] = below(w0, 2 * padding + 1) - padding
+        ints[SHIFT_X] = below(w1, 2 * padding + 1) - padding
         if flip == RANDOM_FLIP:
             ints[FLIP] = np.int32(w2 >> TOP_BIT)
         if rotation > _ZERO:
@@ -175,17 +135,17 @@ def _draw_geometry(block, padding, flip, rotation):
 def _draw_alternating(block):
     fill_words(block.indices, block.num, _FIRST_EPOCH, ALTERNATING, block.seed, block.words)
     for i in range(block.num):
-        block.ints[i * NUM_INTS + FLIP] = np.int32((_of(block.words, i)[0] >> TOP_BIT) ^ (block.epoch & _U(1)))
+        block.ints[i * NUM_INTS + FLIP] = np.int32((words_of(block.words, i)[0] >> TOP_BIT) ^ (block.epoch & _U(1)))
 
 
 @compiled
 def _draw_light(block, height, width, cutout, brightness, contrast):
     _draw(block, ERASE_LIGHT)
     for i in range(block.num):
-        w0, w1, w2, w3 = _of(block.words, i)
+        w0, w1, w2, w3 = words_of(block.words, i)
         ints, floats = moved(block.ints, i * NUM_INTS), moved(block.floats, i * NUM_FLOATS)
         if cutout > 0:
-            top, left = _below(w0, height - cutout + 1), _below(w1, width - cutout + 1)
+            top, left = below(w0, height - cutout + 1), below(w1, width - cutout + 1)
             ints[CUTOUT], ints[CUTOUT + 1] = top, left
             ints[CUTOUT + 2], ints[CUTOUT + 3] = top + cutout, left + cutout
         if brightness > _ZERO:
@@ -197,7 +157,7 @@ def _draw_light(block, height, width, cutout, brightness, contrast):
 def _draw_colour(block, saturation_low, saturation_high, hue):
     _draw(block, COLOUR)
     for i in range(block.num):
-        w0, w1, _, _ = _of(block.words, i)
+        w0, w1, _, _ = words_of(block.words, i)
         floats = moved(block.floats, i * NUM_FLOATS)
         floats[SATURATION] = saturation_low + _unit(w0) * (saturation_high - saturation_low)
         if hue > _ZERO:
@@ -232,10 +192,10 @@ def _draw_mixing(block, mixing, first_index):
     fill_words(indices, num, block.epoch, MIX, block.seed, block.words)
     if mixing.switch > _ZERO:
         fill_words(indices, num, block.epoch, BOX, block.seed, block.box_words)
-    mix = _mix(mixing, _of(block.words, 0), _of(block.box_words, 0))
+    mix = _mix(mixing, words_of(block.words, 0), words_of(block.box_words, 0))
     for i in range(block.num):
         if mixing.per_image:
-            mix = _mix(mixing, _of(block.words, i), _of(block.box_words, i))
+            mix = _mix(mixing, words_of(block.words, i), words_of(block.box_words, i))
         box = moved(block.ints, i * NUM_INTS + CUTMIX)
         block.floats[i * NUM_FLOATS + WEIGHT], box[0], box[1], box[2], box[3] = mix
 
@@ -293,26 +253,6 @@ def draw(numbers, task, first, last):
             _draw_colour(block, saturation_low, saturation_high, hue)
         if mixing.probability > _ZERO:
             _draw_mixing(block, mixing, indices)
-
-
-@compiled_for(types.void(types.int64[::1], types.uint64, types.uint64))
-def fisher_yates(order, seed, epoch):
-    """Fill order, int64 [n], with a permutation; seed and epoch uint64."""
-    num_images = len(order)
-    for place in range(num_images):
-        order[place] = place
-    counters, words = _counters(), _words()
-    first = num_images
-    for place in range(num_images - 1, 0, -1):
-        counter = place >> 2
-        if counter < first:
-            num = min(counter + 1, BLOCK)
-            first = counter + 1 - num
-            for i in range(num):
-                counters[i] = first + i
-            fill_words(counters, num, epoch, ORDER, seed, words)
-        other = _below(_U(words[(place & 3) * BLOCK + counter - first]), place + 1)
-        order[place], order[other] = order[other], order[place]
 
 
 @compiled_for(types.boolean(types.Array(types.int64, 1, "C", readonly=True), types.int64))

@@ -32,29 +32,28 @@ if config.THREADING_LAYER == "default" and "NUMBA_THREADING_LAYER_PRIORITY" not 
 _OTHERS = ("plan.py", "philox.py", "reference.py", "scalars.py", "settings.py")
 
 
-def _sources() -> list[Path]:
-    """Files that code for the CPU is made from."""
+def sources(pattern: str) -> list[Path]:
+    """Files that code for a device is made from: those named so in this folder, and what all devices share."""
     folder = Path(__file__).parent
-    names = sorted(path.name for path in folder.glob("numba_*.py"))
-    return [folder / name for name in (*names, *_OTHERS)]
+    return [*sorted(folder.glob(pattern)), *(folder / name for name in _OTHERS)]
 
 
-def _digest() -> str:
+def digest(pattern: str = "numba_*.py") -> str:
     """Digest of all sources that compiled code is made from."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in _sources())).hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources(pattern))).hexdigest()
 
 
-_DIGEST = _digest()
+_DIGEST = digest()
 
 
-def _stamped(function: FunctionType) -> FunctionType:
+def stamped(function: Any, digest: str = _DIGEST) -> FunctionType:
     """The function, with the digest in its closure.
 
     Numba's cache looks at a function's own file and closure only: it would go on using old code for what the function
     calls, or reads, in other files.
     """
     code = function.__code__.replace(co_freevars=(*function.__code__.co_freevars, "digest"))
-    closure = (*(function.__closure__ or ()), CellType(_DIGEST))
+    closure = (*(function.__closure__ or ()), CellType(digest))
     copy = FunctionType(code, function.__globals__, function.__name__, None, closure)
     copy.__module__, copy.__qualname__, copy.__doc__ = (
         function.__module__,
@@ -134,17 +133,17 @@ def compiled_fused(function: Any) -> Any:
 
 def compiled_for(signature: Any, *, parallel: bool = False) -> Callable[[Any], Any]:
     """Decorate what is called from Python: compiled for one signature at once, run without Python's lock."""
-    return lambda function: jit(_stamped(function), signature, nogil=True, parallel=parallel)
+    return lambda function: jit(stamped(function), signature, nogil=True, parallel=parallel)
 
 
 def compiled_callback(function: Any, signature: Any) -> Any:
     """Compile for one signature at once; the result's `address` is what compiled code can call it by."""
-    stamped = _stamped(function)
+    marked = stamped(function)
     callback: Any = CFunc(
-        stamped, (signature.args, signature.return_type), {}, {"nopython": True, "error_model": "numpy"}
+        marked, (signature.args, signature.return_type), {}, {"nopython": True, "error_model": "numpy"}
     )
     with suppress(RuntimeError):
-        callback._cache = _Cache(stamped)
+        callback._cache = _Cache(marked)
     with signals_wait():
         callback.compile()
     return callback

@@ -4,14 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastcifar.kernels import checks, philox, reference
+from fastcifar.kernels import checks, reference
 from fastcifar.kernels.plan import Plan, PlanKey, beta_tables, scale_shift
 from fastcifar.kernels.settings import Normalisation
 
 if TYPE_CHECKING:
     import torch
-
-epoch_order = philox.epoch_order
 
 
 def draw(key: PlanKey, plan: Plan, num_threads: int | None = None) -> None:

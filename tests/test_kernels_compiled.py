@@ -108,11 +108,11 @@ def test_stale_code_is_not_used_after_a_change_elsewhere():
     """Numba keys its cache by a function's own file; ours is keyed by all of them."""
     from fastcifar.kernels import numba_jit
 
-    names = {path.name for path in numba_jit._sources()}
+    names = {path.name for path in numba_jit.sources("numba_*.py")}
     assert {"numba_pixels.py", "numba_vector.py", "numba_draw.py", "plan.py", "reference.py"} <= names
     assert names >= {path.name for path in Path(numba_jit.__file__).parent.glob("numba_*.py")}
-    cell = numba_jit._stamped(lambda: None).__closure__[0].cell_contents
-    assert cell == numba_jit._digest()
+    cell = numba_jit.stamped(lambda: None).__closure__[0].cell_contents
+    assert cell == numba_jit.digest()
 
 
 def _doubled(x):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,3 +313,44 @@ def test_the_flag_of_bad_rows_is_found_by_any_name_of_the_device():
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["cuda:1", "cuda:1", "cuda:0", "True"]
+
+
+@pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+def test_a_kept_kernel_that_cannot_be_read_is_compiled_anew(monkeypatch):
+    from fastcifar.kernels.numba_cuda import pixels
+
+    did = []
+
+    def jit(signature=None, *, cache=False):
+        def compiled(function):
+            did.append((signature is not None, cache))
+            if signature is not None and cache:
+                raise EOFError
+            return SimpleNamespace(_cache=SimpleNamespace(flush=lambda: did.append("flushed")))
+
+        return compiled
+
+    monkeypatch.setattr(pixels, "cuda", SimpleNamespace(jit=jit))
+    monkeypatch.setattr(pixels.config, "ENABLE_CUDASIM", 0)
+    pixels.compiled_kernel.__wrapped__()
+    assert did == [(True, True), (False, True), "flushed", (True, False)]
+
+
+@pytest.mark.gpu
+def test_a_second_process_does_not_compile_for_the_gpu(tmp_path):
+    code = """
+import time, torch
+from fastcifar import kernels
+torch.zeros(1, device="cuda")
+start_s = time.perf_counter()
+kernels.prepare("cuda")
+print(time.perf_counter() - start_s)
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    first_s, second_s = (
+        float(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+        for _ in range(2)
+    )
+    assert list(tmp_path.glob("**/pixels.kernel*.nbc"))
+    assert second_s < first_s / 2

@@ -34,8 +34,8 @@ def test_philox_gives_its_known_answers(counter, key, answer):
 def test_compiled_philox_gives_its_known_answers(counter, key, answer):
     from numba import njit
 
-    from fastcifar.kernels.numba_draw import BLOCK, fill_words
     from fastcifar.kernels.numba_vector import pointer_to
+    from fastcifar.kernels.numba_words import BLOCK, fill_words
 
     @njit
     def fill(indices, epoch, stream, seed, words):

@@ -4,6 +4,7 @@ Everything that asks which thread it is, waits for others or shares memory with 
 simulator runs a kernel by putting its own `cuda` in the place of the one in the kernel's module.
 """
 
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numba import cuda
 
 from fastcifar.kernels.numba_cuda.draw import config, draw, mul
+from fastcifar.kernels.numba_jit import digest, stamped
 from fastcifar.kernels.plan import (
     BFLOAT16,
     BRIGHTNESS,
@@ -34,6 +36,7 @@ from fastcifar.kernels.plan import (
 )
 from fastcifar.kernels.reference import GREY, POSITION_BITS, TURN_BITS
 from fastcifar.kernels.scalars import ramp, reflected, turn
+from fastcifar.kernels.signals import signals_wait
 
 NUM_THREADS = 16 if config.ENABLE_CUDASIM else 128
 TILE_PIXELS = 1024
@@ -277,11 +280,22 @@ SIGNATURE = (
 
 @cache
 def compiled_kernel() -> Any:
-    """The kernel, compiled when it is first asked for, on the current GPU, for one set of types.
+    """The kernel, compiled when it is first asked for, on the current GPU, for one set of types; kept on disk.
 
     A launch then does not look at its arguments' types, which takes longer than a small batch.
     """
-    return cuda.jit(SIGNATURE)(kernel)
+    if config.ENABLE_CUDASIM:
+        return cuda.jit(SIGNATURE)(kernel)
+    marked = stamped(kernel, digest("numba_cuda/*.py"))
+    with signals_wait():
+        try:
+            return cuda.jit(SIGNATURE, cache=True)(marked)
+        except Exception:
+            # Whatever a damaged file raises, or a folder that nothing can be written to. An empty index takes its
+            # place, and what is wrong with the kernel itself is said again.
+            with suppress(Exception):
+                cuda.jit(cache=True)(marked)._cache.flush()
+            return cuda.jit(SIGNATURE)(kernel)
 
 
 def kernel(
