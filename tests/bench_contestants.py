@@ -5,6 +5,7 @@ import time
 
 from fastcifar.bench.measure import Sample
 from fastcifar.bench.workers import Place
+from fastcifar.kernels.errors import MissingLibraryError
 
 
 class Sleeper:
@@ -48,4 +49,11 @@ class Lacks(Sleeper):
     """Needs what nobody has."""
 
     def prepare(self, task: str) -> None:
-        raise ImportError("nosuchthing is not installed: pip install nosuchthing")
+        raise MissingLibraryError("nosuchthing is not installed: pip install nosuchthing")
+
+
+class Misspelt(Sleeper):
+    """Imports what is not there."""
+
+    def prepare(self, task: str) -> None:
+        raise ImportError("cannot import name 'augmnt'")

@@ -117,8 +117,8 @@ def workers(place: Place) -> Iterator[list[Worker]]:
         worker.close()
 
 
-def worker(made: list[Worker], place: Place, kind: type, **arguments: object) -> Worker:
-    made.append(Worker(Entry(kind.__name__, kind, arguments), place))
+def worker(made: list[Worker], place: Place, kind: type, role: str = "ours", **arguments: object) -> Worker:
+    made.append(Worker(Entry(kind.__name__, kind, arguments, role), place))
     return made[-1]
 
 
@@ -156,5 +156,10 @@ def test_what_breaks_dies_or_is_missing_is_one_line(workers: list[Worker], place
         dies.run("task", 0.01)
     with pytest.raises(RunnerMissingError, match="pip install nosuchthing"):
         worker(workers, place, contestants.Lacks).prepare("task")
+    # Of a peer, any import that fails means that it is not installed; of ours, it is a mistake.
+    with pytest.raises(RunnerError, match="Misspelt: ImportError: cannot import name 'augmnt'"):
+        worker(workers, place, contestants.Misspelt).prepare("task")
+    with pytest.raises(RunnerMissingError, match="cannot import name"):
+        worker(workers, place, contestants.Misspelt, role="peer").prepare("task")
     # One that raised is still there to be asked again.
     assert breaks.release("task").peak_memory_mb > 0

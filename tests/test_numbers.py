@@ -41,7 +41,7 @@ def test_a_set_smaller_than_a_batch_is_one_line(tmp_path: Path, capsys: pytest.C
     folder = make(tmp_path, num_test=2).path
     assert train(folder, tmp_path / "a", "pipeline.batch_size=500") == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert "batch_size: got 500, takes at most the 10 images that there are" in said
+    assert "pipeline.batch_size: got 500, takes at most the 10 images to train on" in said
 
 
 def test_a_batch_of_one_trains(tmp_path: Path) -> None:
