@@ -160,11 +160,13 @@ def prepare(device: Any) -> None:
     """
     import torch
 
-    if has_numba():
-        _compiled_order()
-    if torch.device(device).type != "cuda":
-        host_form("auto")
-    else:
+    # All at once: between two imports the collector would look through what the first has made.
+    with quick_imports():
+        if has_numba():
+            _compiled_order()
+        if torch.device(device).type != "cuda":
+            host_form("auto")
+    if torch.device(device).type == "cuda":
         pixel_nhwc = torch.zeros((1, 1, 1, 3), dtype=torch.uint8, device=device)
         augment_batch(pixel_nhwc, [0], Augmentation(), Normalisation.identity(), seed=0, epoch=0)
 

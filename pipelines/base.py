@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar.kernels import Augmentation, Augmenter, Normalisation
+from fastcifar.kernels import Augmentation, Augmenter, Normalisation, prepare
 from fastcifar.pipelines import order as orders
 
 
@@ -197,6 +197,8 @@ class Fuser:
     """Turns uint8 images into finished batches by the fused kernel, into one buffer that it reuses."""
 
     def __init__(self, settings: Settings) -> None:
+        if settings.device.type == "cpu":
+            prepare(settings.device)
         self._augmenter = Augmenter(
             settings.augmentation,
             settings.normalisation,
