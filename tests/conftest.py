@@ -1,6 +1,7 @@
 """What tests share: real CIFAR-10 where it can be had, a small made one everywhere."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -74,3 +75,10 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for name in ("no_proxy", "NO_PROXY"):
             patch.setenv(name, "127.0.0.1,localhost")
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> None:
+    """As from a terminal: what runs in the background (nohup, &) ignores some, and so would all that tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
