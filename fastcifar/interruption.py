@@ -1,10 +1,11 @@
 """Ctrl-C, SIGTERM and SIGHUP: the first asks to stop at the next good moment, the second ends the process at once."""
 
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
+
+from fastcifar.kernels.signals import handled_by
 
 _TERMINATION = (signal.SIGTERM, signal.SIGHUP)
 
@@ -32,26 +33,16 @@ class TerminatedError(KeyboardInterrupt):
 def termination_interrupts() -> Iterator[None]:
     """While open, the first SIGTERM or SIGHUP interrupts as Ctrl-C does; a second signal ends the process at once.
 
-    Outside the main thread it does nothing, and so it does for a signal that somebody handles or ignores already.
+    It does nothing for a signal that somebody handles or ignores already, and outside the main thread.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     ordinary = {signal.SIGINT: signal.default_int_handler, **dict.fromkeys(_TERMINATION, signal.SIG_DFL)}
-    taken = {number: handler for number, handler in ordinary.items() if signal.getsignal(number) is handler}
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        for each in taken:
-            signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt if number == signal.SIGINT else TerminatedError(number)
-
-    for number in taken:
-        signal.signal(number, interrupt)
-    try:
+    before = {number: handler for number, handler in ordinary.items() if signal.getsignal(number) is handler}
+    with handled_by(_interrupt, before):
         yield
-    finally:
-        for number, handler in taken.items():
-            signal.signal(number, handler)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else TerminatedError(number)
 
 
 class FailedError(Exception):
@@ -64,34 +55,30 @@ class FailedError(Exception):
 class StopRequest:
     """While entered, turns the first SIGINT, SIGTERM or SIGHUP into `signal_number`; the next one is the system's.
 
-    Outside the main thread, where Python lets nobody handle signals, it does nothing.
+    Outside the main thread it does nothing.
     """
 
     def __init__(self) -> None:
         self.signal_number = 0
-        self._before: dict[int, object] = {}
+        self._open = ExitStack()
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, *_TERMINATION):
-                # A hang-up that is ignored, as under nohup, stays so; asked in one of the other ways, a run stops.
-                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._handle)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, *_TERMINATION)}
+        if before[signal.SIGHUP] is signal.SIG_IGN:
+            # As under nohup: a hang-up is ignored still. Asked in one of the other ways, a run stops.
+            del before[signal.SIGHUP]
+        self._open.enter_context(handled_by(self._note, before))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._open.close()
 
     @property
     def exit_code(self) -> int:
         """What a shell says of a process ended by the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.signal_number
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         self.signal_number = number
-        # The system's own handlers act even while a long step keeps Python from running its own.
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)

@@ -38,12 +38,12 @@ def sources(pattern: str) -> list[Path]:
     return [*sorted(folder.glob(pattern)), *(folder / name for name in _OTHERS)]
 
 
-def digest(pattern: str = "numba_*.py") -> str:
+def digest_of(pattern: str = "numba_*.py") -> str:
     """Digest of all sources that compiled code is made from."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources(pattern))).hexdigest()
 
 
-_DIGEST = digest()
+_DIGEST = digest_of()
 
 
 def stamped(function: Any, digest: str = _DIGEST) -> FunctionType:

@@ -268,8 +268,9 @@ class Convolution:
             products = self._tiles(piece, self.channels_out, "products")
             self._to_gradients(gradient, piece, products)
             if taps is not None:
+                kept = self._to_patches(images, piece) if patches is None else patches
                 of_places = self._of_places()
-                torch.bmm(products.transpose(1, 2), self._patches(images, piece, patches), out=of_places)
+                torch.bmm(products.transpose(1, 2), kept, out=of_places)
                 _run_weight(FROM_PLACES, self.tiling.size, of_places, taps)
             if result is not None:
                 of_patches = self._tiles(piece, self.channels_in, "patches")
@@ -281,17 +282,14 @@ class Convolution:
         """The transformed output of each piece of the batch, in memory that the next piece takes."""
         images = _channels_last(images)
         for piece in self._pieces():
-            patches = self._tiles(piece, self.channels_in, "patches") if room is None else room
+            patches = self._to_patches(images, piece, room)
             products = self._tiles(piece, self.channels_out, "products")
-            self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
             torch.bmm(patches, self.by_place.transpose(1, 2), out=products)
             yield piece, products
 
-    def _patches(self, images: Tensor, piece: slice, kept: Tensor | None) -> Tensor:
-        """The transformed patches of a piece: those that are kept, or made anew."""
-        if kept is not None:
-            return kept
-        patches = self._tiles(piece, self.channels_in, "patches")
+    def _to_patches(self, images: Tensor, piece: slice, room: Tensor | None = None) -> Tensor:
+        """Transform a piece of the images, into `room` or into memory that the next piece takes."""
+        patches = self._tiles(piece, self.channels_in, "patches") if room is None else room
         self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
         return patches
 

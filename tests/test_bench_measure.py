@@ -146,7 +146,9 @@ def test_opening_twice_tells_the_first_time_apart(workers: list[Worker], place: 
     assert workers[0].prepare("task").warm_s is not None
 
 
-def test_what_breaks_dies_or_is_missing_is_one_line(workers: list[Worker], place: Place) -> None:
+def test_what_breaks_dies_hangs_or_is_missing_is_one_line(
+    workers: list[Worker], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     breaks, dies = worker(workers, place, contestants.Breaks), worker(workers, place, contestants.Dies)
     for one in (breaks, dies):
         one.prepare("task")
@@ -161,5 +163,14 @@ def test_what_breaks_dies_or_is_missing_is_one_line(workers: list[Worker], place
         worker(workers, place, contestants.Misspelt).prepare("task")
     with pytest.raises(RunnerMissingError, match="cannot import name"):
         worker(workers, place, contestants.Misspelt, role="peer").prepare("task")
+    slow = worker(workers, place, contestants.Sleeper)
+    slow.prepare("task")
+    process = slow._process
+    monkeypatch.setattr("fastcifar.bench.workers.ANSWER_LIMIT_S", 0.1)
+    with pytest.raises(RunnerError, match=r"Sleeper: no answer to run in 0\.1 s"):
+        slow.run("task", 60)
+    # It must not go on beside the others.
+    assert not process.is_alive()
+    monkeypatch.undo()
     # One that raised is still there to be asked again.
     assert breaks.release("task").peak_memory_mb > 0

@@ -114,7 +114,7 @@ def test_a_recipe_file_is_looked_for_beside_the_space(tmp_path: Path) -> None:
     assert (definition.config.seed, definition.space.name) == (7, "rates")
 
 
-@pytest.mark.parametrize("name", spaces.space_names())
+@pytest.mark.parametrize("name", configs.toml_names("fastcifar.spaces"))
 def test_the_spaces_that_come_with_fastcifar_can_be_read(name: str) -> None:
     definition = spaces.load(name)
     assert definition.space.summary

@@ -183,11 +183,6 @@ class Definition:
         return plain
 
 
-def space_names() -> list[str]:
-    """Names of the spaces that come with fastcifar, sorted."""
-    return configs.toml_names("fastcifar.spaces")
-
-
 def load(space: str, settings: Sequence[str] = ()) -> Definition:
     """The sweep of a space (a name, or the path of a TOML file) with `section.key=value` settings fixed on top.
 

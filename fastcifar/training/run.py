@@ -93,7 +93,8 @@ def fit(
         models.prepare(network, session.device, session.dtype)
     with clock.part("load"):
         if config.train.start_from and not goes_on:
-            _load_start(session, network)
+            other = _other_run("train.start_from", config.train.start_from, session)
+            checkpoints.load_weights(other.weights, network)
         teacher = _teacher(session)
         pipeline = session.training_pipeline(train_rows_n)
     reporter.line(_sentence(session, network, pipeline, folder))
@@ -346,11 +347,6 @@ def _sentence(session: Session, network: nn.Module, pipeline: "Pipeline", folder
         f"into {folder.path}",
     )
     return ", ".join(parts)
-
-
-def _load_start(session: Session, network: nn.Module) -> None:
-    """Put the weights of the run that `train.start_from` names into the network."""
-    checkpoints.load_weights(_other_run("train.start_from", session.config.train.start_from, session).weights, network)
 
 
 def _other_run(setting: str, path: str, session: Session) -> RunFolder:

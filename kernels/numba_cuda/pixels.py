@@ -12,7 +12,7 @@ import numpy as np
 from numba import cuda
 
 from fastcifar.kernels.numba_cuda.draw import config, draw, mul
-from fastcifar.kernels.numba_jit import digest, stamped
+from fastcifar.kernels.numba_jit import digest_of, stamped
 from fastcifar.kernels.plan import (
     BFLOAT16,
     BRIGHTNESS,
@@ -286,7 +286,7 @@ def compiled_kernel() -> Any:
     """
     if config.ENABLE_CUDASIM:
         return cuda.jit(SIGNATURE)(kernel)
-    marked = stamped(kernel, digest("numba_cuda/*.py"))
+    marked = stamped(kernel, digest_of("numba_cuda/*.py"))
     with signals_wait():
         try:
             return cuda.jit(SIGNATURE, cache=True)(marked)
