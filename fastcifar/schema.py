@@ -81,6 +81,9 @@ class ModelConfig:
     """Channels of each stage; empty: the network's own."""
     dropout: float | None = None
     """Dropout rate in place of the network's own; only networks that have dropout take one."""
+    int8: bool = False
+    """On CPUs with VNNI units and no AMX, in bfloat16: products in 3x3 convolutions and their gradients are made of 8
+    bits, a scale for each row or column. Faster, and less exact; no difference anywhere else."""
     max_parameters: int = 5_000_000
     """A network with this many parameters or more is an error; 0 allows any."""
 

@@ -6,7 +6,8 @@ Winograd's minimal filtering (Lavin and Gray, arXiv:1509.09308): an output of m 
 gradients are the same three steps the other way round. m is chosen by the shape alone: what wastes least at the edges.
 
 In float32 the result is the library's but for some 1e-5 of it. In bfloat16, whose products the library makes in
-float32 and rounds once, patches and products are rounded too, and errors are some 2 % of the result's size.
+float32 and rounds once, patches and products are rounded too, and errors are some 2 % of the result's size. With
+`int8` the products' factors are rounded further, to 8 bits (products.py), where that is faster: some 5 % then.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcifar.kernels import numba_tiles
+from fastcifar.kernels import numba_tiles, products
 from fastcifar.kernels.maps import Pooled, Sums, empty
 from fastcifar.kernels.numba_tiles import (
     FROM_PATCH,
@@ -45,22 +46,42 @@ Sides = tuple[int, int, int, int]
 _WORTH = 0.6
 """Most multiplications, as a share of the direct way's, for which transforming is worth while."""
 _MIN_CHANNELS = {torch.float32: 16, torch.bfloat16: 64}
-"""Fewest channels on either side for which it is: the faster the products, the more."""
+"""Fewest channels on either side for which it is: the faster the library's products, the more."""
+_MIN_CHANNELS_INT8 = 24
 _SIZES = {torch.float32: dict.fromkeys(SIZES, 1.0), torch.bfloat16: {2: 1.0, 3: 1.0, 4: 1.0, 5: 1.4}}
 """Sides of the squares, and what a multiplication counts in each: in bfloat16 those of 5 have twice the error of those
 of 4 and larger transforms, so they must be much fewer, and those beyond have too much (bench/LOG.md)."""
 _PIECE = 2**26
 """Most transformed values made at a time, 256 MiB of float32: a batch of any size must not take more."""
+_PART = 2**22
+"""Most transformed values worked on at a time where products are of 8 bits: what one step leaves, the next one finds in
+the cache. The library's products take longer than memory does, and of small parts longer still."""
 _MOST_KEPT = 2**25
 """Most transformed values that are kept for the way back, which makes others anew: each layer keeps its own."""
 
 
-def pays(channels_in: int, channels_out: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
+def pays(
+    channels_in: int,
+    channels_out: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    int8: bool = False,
+) -> bool:
     """Whether a convolution that gives maps of this height and width is faster this way than the library's."""
-    if dtype not in _SIZES or min(channels_in, channels_out) < _MIN_CHANNELS[dtype] or min(height, width) < 1:
+    if dtype not in _SIZES or min(height, width) < 1:
+        return False
+    takes_int8 = int8 and _takes_int8(dtype, channels_in, channels_out)
+    if min(channels_in, channels_out) < (_MIN_CHANNELS_INT8 if takes_int8 else _MIN_CHANNELS[dtype]):
         return False
     tiling = tiling_for(height, width, dtype)
     return tiling.multiplications <= _WORTH * TAPS**2 * height * width
+
+
+def _takes_int8(dtype: torch.dtype, channels_in: int, channels_out: int) -> bool:
+    """Whether products can be made of 8 bits."""
+    return products.takes(dtype, _padded(channels_in), channels_out)
 
 
 @dataclass(frozen=True)
@@ -89,8 +110,10 @@ def tiling_for(height: int, width: int, dtype: torch.dtype = torch.float32) -> T
     return min(tilings, key=lambda tiling: tiling.multiplications * _SIZES[dtype][tiling.size])
 
 
-def prepare(dtype: torch.dtype) -> None:
+def prepare(dtype: torch.dtype, *, int8: bool = False) -> None:
     """Have the compiled code for this dtype ready, which otherwise happens when a step or a size is first used."""
+    if int8 and products.HAS_UNITS and dtype == torch.bfloat16:
+        products.prepare()
     in_words = dtype == torch.bfloat16
     for step in (TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES):
         numba_tiles.kernel(step, in_words)
@@ -109,13 +132,16 @@ class Unpooled(NamedTuple):
 
 
 def _transformed(weight: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """[(size + 2)^2, channels_out, channels_in] of a weight [channels_out, channels_in, 3, 3], in a dtype."""
+    """[(size + 2)^2, channels_out, channels_in] of a weight [channels_out, channels_in, 3, 3], in a dtype.
+
+    Behind the channels there are zeros, to whole registers.
+    """
     channels_out, channels_in = weight.shape[:2]
     taps = weight.float().permute(0, 2, 3, 1)
     taps = F.pad(taps, (0, _padded(channels_in) - channels_in)).contiguous()
     tiles = torch.empty(((size + 2) ** 2, channels_out, taps.shape[-1]), dtype=dtype)
     _run_weight(TO_PLACES, size, tiles, taps)
-    return tiles[:, :, :channels_in]
+    return tiles
 
 
 def _run_weight(use: int, size: int, tiles: Tensor, taps: Tensor) -> None:
@@ -181,26 +207,27 @@ class Convolution:
     width: int
     sides: Sides
     tiling: Tiling
+    channels_in: int
     by_place: Tensor
     """The transformed weight [places * places, channels_out, channels_in]."""
+    int8: bool
+    """Whether products are made of 8 bits, of all channels that there is room for: those that are none are zeros."""
 
     @classmethod
-    def of(cls, images: Tensor, weight: Tensor, sides: Sides) -> "Convolution":
+    def of(cls, images: Tensor, weight: Tensor, sides: Sides, *, int8: bool = False) -> "Convolution":
         """For images [n, channels_in, h, w], weight [channels_out, channels_in, 3, 3], zeros put on `sides`.
 
-        h and w with their zeros are at least 3.
+        h and w with their zeros are at least 3. int8: have products made of 8 bits where they can be.
         """
         n, channels_in, height, width = images.shape
         left, right, top, bottom = sides
         assert channels_in == weight.shape[1]
         assert images.device.type == weight.device.type == "cpu"
         tiling = tiling_for(height + top + bottom + 1 - TAPS, width + left + right + 1 - TAPS, images.dtype)
-        return cls(n, height, width, sides, tiling, _transformed(weight, tiling.size, images.dtype))
-
-    @property
-    def channels_in(self) -> int:
-        """Channels of the images."""
-        return self.by_place.shape[2]
+        int8 = int8 and _takes_int8(images.dtype, channels_in, len(weight))
+        by_place = _transformed(weight, tiling.size, images.dtype)
+        by_place = by_place if int8 else by_place[:, :, :channels_in]
+        return cls(n, height, width, sides, tiling, channels_in, by_place, int8)
 
     @property
     def channels_out(self) -> int:
@@ -227,23 +254,25 @@ class Convolution:
 
         None where it would take much.
         """
-        pieces, num = self._pieces(), self.n * self.tiling.multiplications * self.channels_in
-        return None if len(pieces) != 1 or num > _MOST_KEPT else self._tiles(pieces[0], self.channels_in)
+        if self.n * self.tiling.multiplications * self.channels_in > _MOST_KEPT:
+            return None
+        # The library copies what is no whole block, as a piece of it is none.
+        return self._tiles(slice(0, self.n), self.channels_in) if self.int8 or len(self._pieces()) == 1 else None
 
     def output(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """[n, channels_out, out_height, out_width]; `patches`: of `room_for_patches`, to be filled."""
         output = empty(self.n, self.channels_out, self.out_height, self.out_width, dtype=self.dtype)
-        for piece, products in self._products(images, patches):
-            self._run(FROM_TILES, FROM_PRODUCT, piece, products, output[piece])
+        for part, made in self._products(images, patches):
+            self._run(FROM_TILES, FROM_PRODUCT, part, made, output[part])
         return output
 
     def pooled_output(self, images: Tensor, patches: Tensor | None = None) -> tuple[Pooled, Tensor]:
         """What maps.max_pool makes of the output, which itself is never written; `patches` as of `output`."""
         values = empty(self.n, self.channels_out, self.out_height // 2, self.out_width // 2, dtype=self.dtype)
         pooled, sums = Pooled(values, torch.empty_like(values, dtype=torch.uint8)), Sums(values)
-        for piece, products in self._products(images, patches):
-            maps = [part[piece] for part in pooled]
-            self._run(POOL_TILES, FROM_PRODUCT, piece, products, *maps, *sums.begun)
+        for part, made in self._products(images, patches):
+            maps = [values[part] for values in pooled]
+            self._run(POOL_TILES, FROM_PRODUCT, part, made, *maps, *sums.begun)
         return pooled, sums.total()
 
     def gradients(
@@ -262,77 +291,112 @@ class Convolution:
         images = _channels_last(images)
         if isinstance(gradient, Tensor):
             gradient = _channels_last(gradient)
-        result = empty(*images.shape, dtype=self.dtype) if of_images else None
+        by_place = self._right(self.by_place) if of_images else None
+        result = None if by_place is None else empty(*images.shape, dtype=self.dtype)
         taps = torch.zeros((self.channels_out, TAPS, TAPS, _padded(self.channels_in))) if of_weight else None
         for piece in self._pieces():
-            products = self._tiles(piece, self.channels_out, "products")
-            self._to_gradients(gradient, piece, products)
+            of_products = self._tiles(piece, self.channels_out, "products")
+            for part in self._parts(piece):
+                of_part = self._of_part(of_products, piece, part)
+                self._to_gradients(gradient, part, of_part)
+                if by_place is not None and result is not None:
+                    of_patches = self._tiles(part, self.channels_in, "patches")
+                    _multiply(of_part, by_place, of_patches)
+                    self._run(FROM_TILES, FROM_PATCH, part, of_patches, result[part])
             if taps is not None:
-                kept = self._to_patches(images, piece) if patches is None else patches
+                if patches is None:
+                    kept = self._tiles(piece, self.channels_in, "patches")
+                    self._run(TO_TILES, TO_PATCH, piece, kept, images[piece])
+                else:
+                    kept = self._of_part(patches, slice(0, self.n), piece)
                 of_places = self._of_places()
-                torch.bmm(products.transpose(1, 2), kept, out=of_places)
+                _multiply_transposed(of_products, kept, of_places, int8=self.int8)
                 _run_weight(FROM_PLACES, self.tiling.size, of_places, taps)
-            if result is not None:
-                of_patches = self._tiles(piece, self.channels_in, "patches")
-                torch.bmm(products, self.by_place, out=of_patches)
-                self._run(FROM_TILES, FROM_PATCH, piece, of_patches, result[piece])
         return result, None if taps is None else taps[..., : self.channels_in].permute(0, 3, 1, 2)
 
     def _products(self, images: Tensor, room: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-        """The transformed output of each piece of the batch, in memory that the next piece takes."""
-        images = _channels_last(images)
-        for piece in self._pieces():
-            patches = self._to_patches(images, piece, room)
-            products = self._tiles(piece, self.channels_out, "products")
-            torch.bmm(patches, self.by_place.transpose(1, 2), out=products)
-            yield piece, products
+        """The transformed output of each part of the batch, in memory that the next part takes."""
+        images, whole = _channels_last(images), slice(0, self.n)
+        by_place = self._right(self.by_place.mT)
+        for part in self._parts(whole):
+            patches = (
+                self._tiles(part, self.channels_in, "patches") if room is None else self._of_part(room, whole, part)
+            )
+            self._run(TO_TILES, TO_PATCH, part, patches, images[part])
+            made = self._tiles(part, self.channels_out, "products")
+            _multiply(patches, by_place, made)
+            yield part, made
 
-    def _to_patches(self, images: Tensor, piece: slice, room: Tensor | None = None) -> Tensor:
-        """Transform a piece of the images, into `room` or into memory that the next piece takes."""
-        patches = self._tiles(piece, self.channels_in, "patches") if room is None else room
-        self._run(TO_TILES, TO_PATCH, piece, patches, images[piece])
-        return patches
+    def _right(self, by_place: Tensor) -> Tensor | products.Panels:
+        """The weight as the right factor of products."""
+        return products.Panels.of(by_place) if self.int8 else by_place
 
-    def _to_gradients(self, gradient: Tensor | Unpooled, piece: slice, products: Tensor) -> None:
-        """Transform a piece of the output's gradient to that of the products."""
+    def _to_gradients(self, gradient: Tensor | Unpooled, part: slice, of_products: Tensor) -> None:
+        """Transform a part of the output's gradient to that of the products."""
         if isinstance(gradient, Tensor):
-            self._run(TO_TILES, TO_GRADIENT, piece, products, gradient[piece])
+            self._run(TO_TILES, TO_GRADIENT, part, of_products, gradient[part])
             return
-        maps = [part[piece] for part in (gradient.gradient, *gradient.pooled)]
-        self._run(UNPOOL_TILES, TO_GRADIENT, piece, products, *maps, torch.stack(gradient.by_channel))
+        maps = [values[part] for values in (gradient.gradient, *gradient.pooled)]
+        self._run(UNPOOL_TILES, TO_GRADIENT, part, of_products, *maps, torch.stack(gradient.by_channel))
 
     def _pieces(self) -> list[slice]:
-        """Which images are worked on at a time."""
-        values = self.tiling.multiplications * (self.channels_in + self.channels_out)
-        length = max(1, _PIECE // values)
-        return [slice(start, min(start + length, self.n)) for start in range(0, self.n, length)]
+        """Which images' tiles are in memory at a time."""
+        return self._cut(slice(0, self.n), _PIECE)
 
-    def _tiles(self, piece: slice, channels: int, name: str = "") -> Tensor:
-        """Memory for a piece, transformed: [places, n * tiles, channels]. By a name, until it is asked for again.
+    def _parts(self, images: slice) -> list[slice]:
+        """Which of these images are worked on at a time."""
+        return self._cut(images, _PART if self.int8 else _PIECE)
+
+    def _cut(self, images: slice, most: int) -> list[slice]:
+        """Images in parts of much the same size, of at most so many transformed values."""
+        num = images.stop - images.start
+        values = self.tiling.multiplications * (self.channels_in + self.channels_out)
+        # Half of a part, as parts may be when they are made alike, has enough tiles for products of 8 bits.
+        num_parts = -(-num // max(-(-2 * products.MIN_ROWS // self._tiles_each), most // values))
+        return [
+            slice(images.start + num * part // num_parts, images.start + num * (part + 1) // num_parts)
+            for part in range(num_parts)
+        ]
+
+    def _tiles(self, images: slice, channels: int, name: str = "") -> Tensor:
+        """Memory for images, transformed: [places, n * tiles, channels]. By a name, until it is asked for again.
 
         Of an even number of tiles one more, of zeros: places a multiple of 4 KiB apart would share a few lines of the
-        first cache. Leaving a gap instead, so that the places are no whole block, costs the library a copy.
+        first cache. Leaving a gap instead, so that the places are no whole block, costs the library a copy. And of few
+        tiles as many more as products of 8 bits take.
         """
-        places, num = self.tiling.places**2, (piece.stop - piece.start) * self.tiling.rows * self.tiling.columns
-        whole = num | 1
+        places, num = self.tiling.places**2, (images.stop - images.start) * self._tiles_each
+        whole = max(num | 1, products.MIN_ROWS + 1) if self.int8 else num | 1
         size = places * whole * _padded(channels)
         memory = _MEMORY.take(name, self.dtype, size) if name else torch.empty(size, dtype=self.dtype)
-        tiles = memory.view(places, whole, -1)[:, :, :channels]
+        tiles = memory.view(places, whole, -1)
         if whole > num:
             tiles[:, num:] = 0
-        return tiles
+        return tiles if self.int8 else tiles[:, :, :channels]
+
+    def _of_part(self, tiles: Tensor, images: slice, part: slice) -> Tensor:
+        """Of the images' tiles those of a part, with what is behind the last one's."""
+        first = (part.start - images.start) * self._tiles_each
+        last = None if part.stop == images.stop else (part.stop - images.start) * self._tiles_each
+        return tiles[:, first:last]
+
+    @property
+    def _tiles_each(self) -> int:
+        """Tiles of an image."""
+        return self.tiling.rows * self.tiling.columns
 
     def _of_places(self) -> Tensor:
         """Memory for the gradient of the transformed weight, until the next call."""
         shape = self.tiling.places**2, self.channels_out, _padded(self.channels_in)
-        return _MEMORY.take("of_places", self.dtype, math.prod(shape)).view(shape)[:, :, : self.channels_in]
+        of_places = _MEMORY.take("of_places", self.dtype, math.prod(shape)).view(shape)
+        return of_places if self.int8 else of_places[:, :, : self.channels_in]
 
-    def _run(self, step: int, use: int, piece: slice, tiles: Tensor, *rest: Tensor) -> None:
-        """Run one of numba_tiles' steps for a piece of the images or of the output, as the use has it."""
+    def _run(self, step: int, use: int, images: slice, tiles: Tensor, *rest: Tensor) -> None:
+        """Run one of numba_tiles' steps for some of the images or of their outputs, as the use has it."""
         # They are read by their addresses: maps of another dtype would be read beyond their ends.
         assert rest[0].dtype == self.dtype
         in_words = self.dtype == torch.bfloat16
-        n, size, rows, columns = piece.stop - piece.start, self.tiling.size, self.tiling.rows, self.tiling.columns
+        n, size, rows, columns = images.stop - images.start, self.tiling.size, self.tiling.rows, self.tiling.columns
         if use in (TO_PATCH, FROM_PATCH):
             shape, side = (self.height, self.width, self.channels_in), self.tiling.places
             before = self.sides[2], self.sides[0]
@@ -358,6 +422,25 @@ class Convolution:
         )
         numbers = [*layout, *(tensor.data_ptr() for tensor in rest)]
         share_out(numba_tiles.kernel(step, in_words), n, numbers, num_tasks)
+
+
+def _multiply(left: Tensor, right: Tensor | products.Panels, out: Tensor) -> None:
+    """Write left times right."""
+    if isinstance(right, products.Panels):
+        # They may have different numbers of zeros behind their tiles.
+        rows = min(left.shape[1], out.shape[1])
+        products.by_panels(left[:, :rows], right, out[:, :rows])
+    else:
+        torch.bmm(left, right, out=out)
+
+
+def _multiply_transposed(left: Tensor, right: Tensor, out: Tensor, *, int8: bool) -> None:
+    """Write left, transposed, times right."""
+    if int8:
+        rows = min(left.shape[1], right.shape[1])
+        products.by_columns(left[:, :rows].mT, right[:, :rows], out)
+    else:
+        torch.bmm(left.mT, right, out=out)
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kernel_cases import rms_error
 from torch import Tensor, nn
 
-from fastcifar.kernels import numba_tiles, winograd
+from fastcifar.kernels import numba_tiles, products, winograd
 from fastcifar.models import convolution
 from fastcifar.models.convolution import Conv2d, convolve_3x3, packed_gradient
 
@@ -97,6 +97,71 @@ def test_winograds_bfloat16_is_near_the_librarys_float64(
         assert our.shape == their.shape
         # Squares of 5 have twice the error of those of 4.
         assert rms_error(our, their) < (0.12 if our_size(images, sides) == 5 else 0.06)
+
+
+needs_int8 = pytest.mark.skipif(not products.HAS_UNITS, reason="takes a CPU with VNNI and bfloat16 units (AVX-512)")
+
+
+def ours_int8(images: Tensor, weight: Tensor, sides: convolution.Sides = (1, 1, 1, 1)) -> list[Tensor]:
+    """Output and gradients with products of 8 bits."""
+    return gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, sides, True, True))
+
+
+@needs_int8
+@given(
+    n=st.integers(1, 5),
+    channels=st.sampled_from([(24, 64), (32, 32), (64, 96), (30, 64)]),
+    height=st.integers(3, 11),
+    width=st.integers(3, 11),
+    sides=sides,
+)
+def test_products_of_8_bits_are_near_the_librarys_float64(
+    n: int, channels: tuple[int, int], height: int, width: int, sides: convolution.Sides
+) -> None:
+    images, weight = (tensor.bfloat16() for tensor in images_and_weight(n, channels, height, width, last=True))
+    ours = ours_int8(images, weight, sides)
+    theirs = gradients(images.double(), weight.double(), None, lambda x, w: F.conv2d(F.pad(x, sides), w))
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.dtype == torch.bfloat16
+        assert our.shape == their.shape
+        assert rms_error(our, their) < (0.2 if our_size(images, sides) == 5 else 0.12)
+
+
+@needs_int8
+def test_parts_of_the_batch_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor pieces of it, but for a block's scales in the weight's gradient."""
+    images, weight = (tensor.bfloat16() for tensor in images_and_weight(23, (24, 64), 7, 6, last=True))
+    whole = ours_int8(images, weight)
+    monkeypatch.setattr(winograd, "_PART", 60_000)
+    assert len(winograd.Convolution.of(images, weight, (1, 1, 1, 1), int8=True)._parts(slice(0, 23))) == 6
+    for one, other in zip(ours_int8(images, weight), whole, strict=True):
+        assert torch.equal(one, other)
+    monkeypatch.setattr(winograd, "_PIECE", 120_000)
+    for kept in (2**25, 0):
+        monkeypatch.setattr(winograd, "_MOST_KEPT", kept)
+        *images_alike, of_weight = ours_int8(images, weight)
+        for one, other in zip(images_alike, whole, strict=False):
+            assert torch.equal(one, other)
+        assert rms_error(of_weight, whole[-1]) < 0.08
+
+
+@needs_int8
+def test_where_8_bits_cannot_be_had_nothing_changes() -> None:
+    for dtype, channels in ((torch.bfloat16, (64, 40)), (torch.float32, (32, 32))):
+        images, weight = (tensor.to(dtype) for tensor in images_and_weight(4, channels, 7, 7, last=True))
+        plain = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 1, 1, 1), True))
+        for one, other in zip(plain, ours_int8(images, weight), strict=True):
+            assert torch.equal(one, other)
+
+
+@needs_int8
+def test_fewer_channels_pay_with_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    stem = torch.zeros(64, 24, 3, 3)
+    assert convolution._way(torch.bfloat16, stem, 30, 30, int8=False) is None
+    assert convolution._way(torch.bfloat16, stem, 30, 30, int8=True) is convolution._Winograd
+    assert convolution._way(torch.bfloat16, torch.zeros(64, 16, 3, 3), 30, 30, int8=True) is None
+    assert convolution._way(torch.bfloat16, torch.zeros(60, 24, 3, 3), 30, 30, int8=True) is None
 
 
 def our_size(images: torch.Tensor, sides: convolution.Sides) -> int:
@@ -264,12 +329,12 @@ def test_the_way_follows_from_dtype_device_and_shape(
     dtype: torch.dtype, units: list[str], width: int, way: type | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(units, True))
-    assert convolution._way(dtype, torch.zeros(64, 64, 3, 3, requires_grad=True), width, width) is way
+    assert convolution._way(dtype, torch.zeros(64, 64, 3, 3, requires_grad=True), width, width, int8=False) is way
 
 
 def test_without_numba_it_is_the_librarys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "has_numba", lambda: False)
-    convolution.prepare(torch.device("cpu"), torch.float32)
+    convolution.prepare(Conv2d(16, 16, 3), torch.device("cpu"), torch.float32)
     images, weight = (tensor.float() for tensor in images_and_weight(2, (16, 16), 6, 6, last=True))
     assert torch.equal(convolve_3x3(images, weight), F.conv2d(images, weight, padding=1))
 

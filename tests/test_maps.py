@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastcifar.kernels import maps, winograd
 from fastcifar.models import activation, convolution
 from fastcifar.models.activation import gelu, norm_gelu
-from fastcifar.models.convolution import Sides
+from fastcifar.models.convolution import Conv2d, Sides
 from fastcifar.models.speednet import BatchNorm, SpeedNet
 
 # Rounding to bfloat16 is by at most 2^-9 of a value, and a few roundings come together; in both, a norm of few values
@@ -143,13 +143,14 @@ def test_pooling_within_the_convolution_in_bfloat16() -> None:
 def test_autocast_takes_the_way_with_few_multiplications(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU with vectors for bfloat16: weights of float32, and a map of bfloat16 from the layer before."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    images, weight, norm = random_map(3, 64, 8, 8).float(), random_map(64, 64, 3, 3, seed=1).float(), norm_for(64)
-    inputs = [images.requires_grad_(), weight.requires_grad_()]
+    images, norm = random_map(3, 64, 8, 8).float().requires_grad_(), norm_for(64)
+    layer = Conv2d(64, 64, kernel_size=3, bias=False)
+    weight = layer.weight
     with torch.autocast("cpu", torch.bfloat16):
-        result = activation.convolve_pool_norm_gelu(*inputs, norm, (1, 1, 1, 1))
+        result = activation.convolve_pool_norm_gelu(images, layer, norm, (1, 1, 1, 1))
     assert type(result.grad_fn).__name__ == "_ConvolvePoolNormGeluBackward"
     assert result.dtype == torch.bfloat16
-    gradients = torch.autograd.grad(result.float().square().sum(), [*inputs, norm.bias])
+    gradients = torch.autograd.grad(result.float().square().sum(), [images, weight, norm.bias])
     assert [gradient.dtype for gradient in gradients] == [torch.float32] * 3
     theirs = F.gelu(norm_for(64)(F.max_pool2d(F.conv2d(images, weight, padding=1), 2)))
     assert rms_error(result.detach(), theirs.detach()) < 0.05

@@ -1,11 +1,15 @@
 """Networks have the parameters and shapes they are known by."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 from fastcifar import models
+from fastcifar.kernels import products
+from fastcifar.models.convolution import Conv2d
 
 
 def test_the_speedrun_network_is_known_to_the_parameter() -> None:
@@ -89,3 +93,34 @@ def test_counting_parameters_draws_no_random_number() -> None:
 def test_an_unknown_network_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="speednet"):
         models.build("resnet9000", num_classes=10)
+
+
+def test_int8_is_for_every_convolution_of_a_network_or_for_none() -> None:
+    for name in ("speednet", "resnet_2111"):
+        for int8 in (False, True):
+            network = models.build(name, num_classes=10, int8=int8)
+            layers = [module for module in network.modules() if isinstance(module, Conv2d)]
+            assert len(layers) > 4
+            assert {layer.int8 for layer in copy.deepcopy(layers)} == {int8}
+
+
+@pytest.mark.skipif(not products.HAS_UNITS, reason="takes a CPU with VNNI and bfloat16 units (AVX-512)")
+def test_a_network_learns_with_products_of_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss and gradients are near those without, and it is another way that they come about."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    torch.manual_seed(0)
+    images, labels = torch.randn(16, 3, 20, 20), torch.arange(16) % 10
+    found = {}
+    for int8 in (False, True):
+        torch.manual_seed(1)
+        network = models.build("speednet", num_classes=10, int8=int8).to(memory_format=torch.channels_last)
+        models.prepare(network, torch.device("cpu"), torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(images.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits.float(), labels)
+        loss.backward()
+        gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+        found[int8] = loss.item(), torch.cat(gradients)
+    assert found[True][0] == pytest.approx(found[False][0], abs=0.05)
+    assert found[True][0] != found[False][0]
+    assert F.cosine_similarity(found[True][1], found[False][1], dim=0) > 0.85

@@ -37,14 +37,15 @@ def build(
     num_classes: int,
     widths: tuple[int, ...] = (),
     dropout: float | None = None,
+    int8: bool = False,
     max_parameters: int = 0,
 ) -> "nn.Module":
     """A freshly initialised network for float images [n, 3, h, w], giving logits [n, num_classes].
 
     `widths` are the channels of each stage, `dropout` the rate of a network that has dropout; empty and None take the
-    network's own. Raises `ValueError` for an unknown name, no classes, another number of widths than the network has
-    stages, a dropout rate where there is no dropout, and a network of `max_parameters` parameters or more (0: no
-    limit).
+    network's own. `int8`: have its 3x3 convolutions' products made of 8 bits where that is faster. Raises `ValueError`
+    for an unknown name, no classes, another number of widths than the network has stages, a dropout rate where there is
+    no dropout, and a network of `max_parameters` parameters or more (0: no limit).
     """
     if name not in NAMES:
         raise ValueError(f"model.name: got {name!r}, takes one of: {', '.join(NAMES)}")
@@ -63,7 +64,9 @@ def build(
             raise ValueError(
                 f"model: {name} has {num:,} parameters, model.max_parameters takes under {max_parameters:,}"
             )
-    return _network(name, num_classes, widths, dropout)
+    network = _network(name, num_classes, widths, dropout)
+    _set_int8(network, int8)
+    return network
 
 
 def prepare(network: "nn.Module", device: "torch.device", dtype: "torch.dtype") -> None:
@@ -71,7 +74,7 @@ def prepare(network: "nn.Module", device: "torch.device", dtype: "torch.dtype") 
     from fastcifar.models import activation, convolution
     from fastcifar.models.speednet import SpeedNet
 
-    convolution.prepare(device, dtype)
+    convolution.prepare(network, device, dtype)
     if isinstance(network, SpeedNet):
         activation.prepare(device, dtype)
 
@@ -92,6 +95,14 @@ def check_side(network: "nn.Module", side: int) -> None:
 def num_parameters(network: "nn.Module") -> int:
     """All parameters, frozen ones too; buffers (running statistics) do not count."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _set_int8(network: "nn.Module", int8: bool) -> None:
+    from fastcifar.models.convolution import Conv2d
+
+    for module in network.modules():
+        if isinstance(module, Conv2d):
+            module.int8 = int8
 
 
 def _network(name: str, num_classes: int, widths: tuple[int, ...], dropout: float | None) -> "nn.Module":

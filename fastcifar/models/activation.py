@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastcifar.kernels.dispatch import has_numba
-from fastcifar.models.convolution import Sides, compute_dtype, convolve_3x3, takes_winograd, trains
+from fastcifar.models.convolution import Conv2d, Sides, compute_dtype, convolve_3x3, takes_winograd, trains
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -31,12 +31,16 @@ def norm_gelu(x: Tensor, norm: nn.BatchNorm2d, *, shortcut: Tensor | None = None
     return _NormGelu.apply(_channels_last(x), norm.bias, shortcut, norm, pool)
 
 
-def convolve_pool_norm_gelu(images: Tensor, weight: Tensor, norm: nn.BatchNorm2d, sides: Sides) -> Tensor:
-    """`norm_gelu` of `convolve_3x3`'s output, pooled; where it pays, that output is never written to memory."""
-    if _takes_ours(images, norm) and takes_winograd(images, weight, sides):
+def convolve_pool_norm_gelu(images: Tensor, convolution: Conv2d, norm: nn.BatchNorm2d, sides: Sides) -> Tensor:
+    """`norm_gelu` of `convolve_3x3`'s output, pooled; where it pays, that output is never written to memory.
+
+    convolution: what has the weight; its own padding counts for nothing.
+    """
+    weight, int8 = convolution.weight, convolution.int8
+    if _takes_ours(images, norm) and takes_winograd(images, weight, sides, int8=int8):
         dtype = compute_dtype(images)
-        return _ConvolvePoolNormGelu.apply(images.to(dtype), weight, norm.bias, norm, sides, trains(weight))
-    return norm_gelu(convolve_3x3(images, weight, sides=sides), norm, pool=True)
+        return _ConvolvePoolNormGelu.apply(images.to(dtype), weight, norm.bias, norm, sides, trains(weight), int8)
+    return norm_gelu(convolve_3x3(images, weight, sides=sides, int8=int8), norm, pool=True)
 
 
 def prepare(device: torch.device, dtype: torch.dtype) -> None:
@@ -136,11 +140,18 @@ class _ConvolvePoolNormGelu(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, sides: Sides, trains: bool
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        norm: nn.BatchNorm2d,
+        sides: Sides,
+        trains: bool,
+        int8: bool = False,
     ) -> Tensor:
         from fastcifar.kernels import maps, winograd
 
-        ctx.convolution = winograd.Convolution.of(images, weight, sides)
+        ctx.convolution = winograd.Convolution.of(images, weight, sides, int8=int8)
         patches = ctx.convolution.room_for_patches() if trains else None
         (x, places), sums = ctx.convolution.pooled_output(images, patches)
         normed = _normed(x, sums, bias, norm)
@@ -157,7 +168,7 @@ class _ConvolvePoolNormGelu(torch.autograd.Function):
         unpooled = winograd.Unpooled(gradient, maps.Pooled(x, places), by_channel)
         of_images, of_weight = ctx.needs_input_grad[:2]
         both = ctx.convolution.gradients(images, unpooled, patches, of_images=of_images, of_weight=of_weight)
-        return (*both, of_bias, None, None, None)
+        return (*both, of_bias, None, None, None, None)
 
 
 def _normed(x: Tensor, sums: Tensor | None, bias: Tensor, norm: nn.BatchNorm2d) -> _Normed:

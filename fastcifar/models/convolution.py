@@ -28,6 +28,9 @@ _PACKED_WIDTH_PX = 64
 class Conv2d(nn.Conv2d):
     """nn.Conv2d, by `convolve_3x3` where the kernel is 3x3 and moves by one, or by more but there is one pixel."""
 
+    int8 = False
+    """Whether products are made of 8 bits where that is faster: `convolve_3x3`."""
+
     def forward(self, input: Tensor) -> Tensor:
         """[n, channels_in, h, w] to [n, channels_out, h', w'] as nn.Conv2d."""
         shape = (self.kernel_size, self.padding, self.dilation, self.groups, self.padding_mode)
@@ -36,30 +39,33 @@ class Conv2d(nn.Conv2d):
         # From a single pixel no step leads anywhere. Asked to take one, oneDNN leaves what is not the middle of a
         # weight's gradient in bfloat16 as it finds the memory.
         if self.stride == (1, 1) or input.shape[-2:] == (1, 1):
-            return convolve_3x3(input, self.weight, self.bias)
+            return convolve_3x3(input, self.weight, self.bias, int8=self.int8)
         return super().forward(input)
 
 
-def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None = None, sides: Sides = (1, 1, 1, 1)) -> Tensor:
+def convolve_3x3(
+    images: Tensor, weight: Tensor, bias: Tensor | None = None, sides: Sides = (1, 1, 1, 1), *, int8: bool = False
+) -> Tensor:
     """Images [n, channels_in, h, w] convolved by weight [channels_out, channels_in, 3, 3], zeros put on `sides`.
 
-    Returns [n, channels_out, h + top + bottom - 2, w + left + right - 2] in the autocast dtype, if there is one.
+    Returns [n, channels_out, h + top + bottom - 2, w + left + right - 2] in the autocast dtype, if there is one. int8:
+    have the products in it and in its gradients made of 8 bits where these are faster (kernels/products.py).
     """
-    way = _way_for(images, weight, sides)
+    way = _way_for(images, weight, sides, int8)
     if way is None:
         return _convolve(images, weight, bias, sides)
     dtype = compute_dtype(images)
     if way is _Winograd:
         # It rounds the weight once it is transformed, and not before.
-        output = _Winograd.apply(images.to(dtype), weight, sides, trains(weight))
+        output = _Winograd.apply(images.to(dtype), weight, sides, trains(weight), int8)
     else:
         output = _Packed.apply(images.to(dtype), weight.to(dtype), sides)
     return output if bias is None else output + bias.to(dtype)[:, None, None]
 
 
-def takes_winograd(images: Tensor, weight: Tensor, sides: Sides) -> bool:
+def takes_winograd(images: Tensor, weight: Tensor, sides: Sides, *, int8: bool = False) -> bool:
     """Whether `convolve_3x3` makes the convolution with few multiplications."""
-    return _way_for(images, weight, sides) is _Winograd
+    return _way_for(images, weight, sides, int8) is _Winograd
 
 
 def trains(weight: Tensor) -> bool:
@@ -67,12 +73,12 @@ def trains(weight: Tensor) -> bool:
     return torch.is_grad_enabled() and weight.requires_grad
 
 
-def prepare(device: torch.device, dtype: torch.dtype) -> None:
+def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Have the compiled code for training in `dtype` on `device` ready, which otherwise the first step waits for."""
     if device.type == "cpu" and _has_winograd(dtype):
         from fastcifar.kernels import winograd
 
-        winograd.prepare(dtype)
+        winograd.prepare(dtype, int8=any(module.int8 for module in network.modules() if isinstance(module, Conv2d)))
 
 
 def compute_dtype(images: Tensor) -> torch.dtype:
@@ -80,7 +86,7 @@ def compute_dtype(images: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else images.dtype
 
 
-def _way_for(images: Tensor, weight: Tensor, sides: Sides) -> type[torch.autograd.Function] | None:
+def _way_for(images: Tensor, weight: Tensor, sides: Sides, int8: bool) -> type[torch.autograd.Function] | None:
     # A compiler sees more of the library's convolution than of ours.
     if images.device.type != "cpu" or torch.compiler.is_compiling():
         return None
@@ -89,15 +95,18 @@ def _way_for(images: Tensor, weight: Tensor, sides: Sides) -> type[torch.autogra
         return None
     left, right, top, bottom = sides
     height, width = images.shape[-2] + top + bottom - 2, images.shape[-1] + left + right - 2
-    return _way(compute_dtype(images), weight, height, width)
+    return _way(compute_dtype(images), weight, height, width, int8)
 
 
-def _way(dtype: torch.dtype, weight: Tensor, height: int, width: int) -> type[torch.autograd.Function] | None:
+def _way(
+    dtype: torch.dtype, weight: Tensor, height: int, width: int, int8: bool
+) -> type[torch.autograd.Function] | None:
     """How a CPU makes maps of this height and width; None where the library is as fast."""
     if _has_winograd(dtype):
         from fastcifar.kernels import winograd
 
-        return _Winograd if winograd.pays(weight.shape[1], weight.shape[0], height, width, dtype) else None
+        pays = winograd.pays(weight.shape[1], weight.shape[0], height, width, dtype, int8=int8)
+        return _Winograd if pays else None
     narrow = width <= _PACKED_MAX_WIDTH_PX
     return _Packed if dtype == torch.bfloat16 and _has("amx_bf16") and trains(weight) and narrow else None
 
@@ -117,10 +126,10 @@ class _Winograd(torch.autograd.Function):
     """The convolution and its gradients with few multiplications; `trains`: of the weight, which forward cannot see."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, sides: Sides, trains: bool) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, sides: Sides, trains: bool, int8: bool = False) -> Tensor:
         from fastcifar.kernels import winograd
 
-        ctx.convolution = winograd.Convolution.of(images, weight, sides)
+        ctx.convolution = winograd.Convolution.of(images, weight, sides, int8=int8)
         patches = ctx.convolution.room_for_patches() if trains else None
         output = ctx.convolution.output(images, patches)
         ctx.save_for_backward(images, patches)
@@ -132,7 +141,7 @@ class _Winograd(torch.autograd.Function):
         of_images, of_weight = ctx.needs_input_grad[:2]
         images, patches = ctx.saved_tensors
         both = ctx.convolution.gradients(images, gradients[0], patches, of_images=of_images, of_weight=of_weight)
-        return (*both, None, None)
+        return (*both, None, None, None)
 
 
 class _Packed(torch.autograd.Function):

@@ -49,7 +49,7 @@ class Stage(nn.Module):
         # Pooling drops the last row and column of an odd map: padding only on the other side leaves them uncomputed,
         # a quarter of the work at 7x7, and the same result.
         height, width = x.shape[-2:]
-        x = convolve_pool_norm_gelu(x, self.conv1.weight, self.norm1, sides=(1, 1 - width % 2, 1, 1 - height % 2))
+        x = convolve_pool_norm_gelu(x, self.conv1, self.norm1, sides=(1, 1 - width % 2, 1, 1 - height % 2))
         return norm_gelu(self.conv2(x), self.norm2, shortcut=x)
 
 

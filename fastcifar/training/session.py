@@ -146,6 +146,7 @@ def build_network(model: ModelConfig, num_classes: int) -> nn.Module:
         num_classes=num_classes,
         widths=model.widths,
         dropout=model.dropout,
+        int8=model.int8,
         max_parameters=model.max_parameters,
     )
 
