@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fastcifar.kernels import numba_products
+from fastcifar.kernels.numba_bytes import PANEL
 from fastcifar.kernels.numba_products import (
     BLOCK,
     BY_COLUMNS,
     BY_PANELS,
     HAS_UNITS,
     MIN_ROWS,
-    PANEL,
     ROWS,
     TO_PANELS,
 )

@@ -121,6 +121,10 @@ def test_a_network_learns_with_products_of_8_bits(monkeypatch: pytest.MonkeyPatc
         loss.backward()
         gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
         found[int8] = loss.item(), torch.cat(gradients)
+        wanted = "bfloat16 with int8 products" if int8 else "bfloat16"
+        assert models.arithmetic(network, torch.device("cpu"), torch.bfloat16) == wanted
+        assert models.arithmetic(network, torch.device("cpu"), torch.float32) == "float32"
+        assert models.arithmetic(network, torch.device("cuda"), torch.bfloat16) == "bfloat16"
     assert found[True][0] == pytest.approx(found[False][0], abs=0.05)
     assert found[True][0] != found[False][0]
     assert F.cosine_similarity(found[True][1], found[False][1], dim=0) > 0.85

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fastcifar import models
 from fastcifar.artefacts.sources import artefact_at
 from fastcifar.data import DataError, Split
 from fastcifar.data.errors import refuse
@@ -204,7 +205,7 @@ def score(
         tta_calibration=measures.calibration(tta_nk, labels_n),
         mistakes=_mistakes(run.class_names, images, plain_nk),
         environment={key: value for key, value in environment(describe(run.device)).items() if key != "command"},
-        dtype=str(run.dtype).removeprefix("torch."),
+        dtype=models.arithmetic(run.network, run.device, run.dtype),
         corruptions=corrupted_accuracies(run, images, reporter.advance) if with_corruptions else None,
     )
     return Scored(evaluation, images, plain_nk)

@@ -79,6 +79,14 @@ def prepare(network: "nn.Module", device: "torch.device", dtype: "torch.dtype") 
         activation.prepare(device, dtype)
 
 
+def arithmetic(network: "nn.Module", device: "torch.device", dtype: "torch.dtype") -> str:
+    """What the network computes in, in words: bfloat16, say, or "bfloat16 with int8 products"."""
+    from fastcifar.models import convolution
+
+    name = str(dtype).removeprefix("torch.")
+    return f"{name} with int8 products" if convolution.takes_int8(network, device, dtype) else name
+
+
 def check_side(network: "nn.Module", side: int) -> None:
     """Raise `ValueError` where square images of `side` pixels are too small for the network: a map would be empty."""
     import copy

@@ -78,7 +78,16 @@ def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
     if device.type == "cpu" and _has_winograd(dtype):
         from fastcifar.kernels import winograd
 
-        winograd.prepare(dtype, int8=any(module.int8 for module in network.modules() if isinstance(module, Conv2d)))
+        winograd.prepare(dtype, int8=takes_int8(network, device, dtype))
+
+
+def takes_int8(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether any convolution of the network is told to have products made of 8 bits, and they can be had here."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or not _has_winograd(dtype):
+        return False
+    from fastcifar.kernels import products
+
+    return products.HAS_UNITS and any(module.int8 for module in network.modules() if isinstance(module, Conv2d))
 
 
 def compute_dtype(images: Tensor) -> torch.dtype:

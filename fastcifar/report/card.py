@@ -23,6 +23,7 @@ class Card:
     source: str
     device: str
     dtype: str
+    """What was computed in, as `models.arithmetic` has it."""
     compiled: bool
     pipeline: str
     network: str

@@ -177,7 +177,7 @@ def _score(trained: Trained, source: artefacts.Source, folder: RunFolder, clock:
         num_test=len(predictions.labels),
         source=str(source.path or session.index.source),
         device=describe(session.device),
-        dtype=str(session.dtype).removeprefix("torch."),
+        dtype=models.arithmetic(network, session.device, session.dtype),
         compiled=trained.compiled,
         pipeline=config.pipeline.name,
         network=config.model.name,
@@ -343,7 +343,7 @@ def _sentence(session: Session, network: nn.Module, pipeline: "Pipeline", folder
         f"{config.name}: {config.model.name} of {models.num_parameters(network):,} parameters",
         f"{config.train.epochs:g} epochs of {pipeline.num_images:,} {session.index.dataset} images",
         f"batch {pipeline.batch_size} by {config.pipeline.name}",
-        f"{str(session.dtype).removeprefix('torch.')} on {describe(session.device)}",
+        f"{models.arithmetic(network, session.device, session.dtype)} on {describe(session.device)}",
         f"into {folder.path}",
     )
     return ", ".join(parts)
