@@ -187,7 +187,7 @@ class MatrixProduct:
         from fastcifar.training.device import use_tensor_cores
 
         use_tensor_cores(torch.device(self._place.device))
-        dtype = getattr(torch, settings.DTYPES[task.rpartition(".")[2]])
+        dtype = getattr(torch, settings.ARITHMETICS[task.rpartition(".")[2]])
         generator = torch.Generator(self._place.device).manual_seed(0)
         shape = (self._side, self._side)
         self._a, self._b = (

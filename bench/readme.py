@@ -66,6 +66,7 @@ SUMMARY = (
     ("to FFCV's `.beton`", "convert", "ffcv", _CONVERTED, ("seconds",)),
     ("to DALI's TFRecords", "convert", "dali", _CONVERTED, ("seconds",)),
     ("start of a process to its first batch", "start", "resident", "first_batch", ("seconds", "over_import_torch_s")),
+    ("training step of `speedrun`, bfloat16 with int8 products", "step", "eager", "step.int8", ("images_s",)),
     ("training step of `speedrun`, bfloat16", "step", "eager", "step.bf16", ("images_s",)),
     ("training step of `speedrun`, float32", "step", "eager", "step.fp32", ("images_s",)),
 )
@@ -76,7 +77,7 @@ LEGEND = """Bold: ours; italic: a bound of the machine; plain: other loaders (`t
 fetching and widening them, both measured in the same run; more than 100 % is possible where a batch stays in the cache.
 Up to revision 2ea3049 the gather asked for no memory ahead: older shares of it are too high (`bench/LOG.md`).
 *of matmul*: the arithmetic of the convolutions as they are defined, by the rate of a matrix product; more than 100 % is
-possible where they take fewer multiplications.
+possible where they take fewer multiplications. Beside products of 8 bits (int8) it is bfloat16's.
 *cold first batch*: from opening the loader to its first batch, compiling included where nothing was compiled before.
 *x linear*: the time, by that of one copy times the copies."""
 

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
 
 NAMES = ("identity", "crop_flip", "crop_flip_cutmix", "crop_flip_mixup", "rotation_jitter")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+ARITHMETICS = {**DTYPES, "int8": "bfloat16"}
+"""What training steps are measured in, and its dtype: int8 is bfloat16 with products of 8 bits."""
 ITEM_BYTES = {"bf16": 2, "fp32": 4}
 
 

@@ -9,7 +9,7 @@ from fastcifar.bench import bounds
 from fastcifar.bench.job import Job
 from fastcifar.bench.measure import Measured, Sample, Spread, share
 from fastcifar.bench.results import Result, Row, memory_values, spread_values
-from fastcifar.bench.settings import DTYPES
+from fastcifar.bench.settings import ARITHMETICS
 from fastcifar.bench.workers import Entry, Place
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ PHASES = ("data", "forward", "backward", "optimizer")
 
 
 def measure(job: Job) -> Result:
-    """The recipe's step as it trains; in float32, and in bfloat16 where there are units for it."""
+    """The recipe's step as it trains; in float32, and in bfloat16, with products of 8 bits too, where it has units."""
     from fastcifar import config as configs
 
     batch_size = job.pick_batch_size(configs.load(job.recipe).pipeline.batch_size, quick=32)
@@ -31,7 +31,7 @@ def measure(job: Job) -> Result:
         entries.append(Entry(key, Step, {**told, "compiled": key == "compiled"}))
     side = 256 if job.quick else 0
     entries.append(Entry("matmul", bounds.MatrixProduct, {"side": side}, role="bound"))
-    names = [f"step.{dtype}" for dtype in _dtypes()]
+    names = [f"step.{arithmetic}" for arithmetic in _arithmetics(job.recipe)]
     keys = [entry.key for entry in entries]
     measured = job.run(entries, {name: keys for name in names})
     roles = {entry.key: entry.role for entry in entries}
@@ -44,15 +44,22 @@ def measure(job: Job) -> Result:
     return Result("step", title, "images_s", rows, notes=job.notes)
 
 
-def _dtypes() -> list[str]:
-    """float32, and bfloat16 where training would pick it."""
+def _arithmetics(recipe: str) -> list[str]:
+    """float32, bfloat16 where training would pick it, and products of 8 bits where they can be had of it."""
     import torch
 
+    from fastcifar import config as configs
+    from fastcifar.models.convolution import takes_int8
     from fastcifar.schema import TrainConfig
     from fastcifar.training.device import pick_device, pick_dtype
+    from fastcifar.training.session import build_network
 
-    has_units = pick_dtype(TrainConfig(), pick_device()) == torch.bfloat16
-    return ["fp32", "bf16"] if has_units else ["fp32"]
+    device = pick_device()
+    if pick_dtype(TrainConfig(), device) != torch.bfloat16:
+        return ["fp32"]
+    with torch.device("meta"):
+        network = build_network(configs.load(recipe, ["model.int8=true"]).model, 10)
+    return ["fp32", "bf16", "int8"] if takes_int8(network, device, torch.bfloat16) else ["fp32", "bf16"]
 
 
 def _values(key: str, one: Measured, measured: dict[str, Measured]) -> dict[str, float]:
@@ -138,8 +145,13 @@ class Step:
         from fastcifar.training.resolution import pixels_at
         from fastcifar.training.session import Session
 
-        dtype = DTYPES[task.rpartition(".")[2]]
-        told = [f"train.dtype={dtype}", f"pipeline.batch_size={self._batch_size}"]
+        arithmetic = task.rpartition(".")[2]
+        int8 = str(arithmetic == "int8").lower()
+        told = [
+            f"train.dtype={ARITHMETICS[arithmetic]}",
+            f"model.int8={int8}",
+            f"pipeline.batch_size={self._batch_size}",
+        ]
         config = configs.load(self._recipe, [f"data.dataset={self._source.dataset}", *told])
         session = Session.prepare(config, self._source, Clock(), Reporter())
         self._config, self._dtype = config, session.dtype

@@ -82,8 +82,10 @@ class ModelConfig:
     dropout: float | None = None
     """Dropout rate in place of the network's own; only networks that have dropout take one."""
     int8: bool = False
-    """On CPUs with VNNI units and no AMX, in bfloat16: products in 3x3 convolutions and their gradients are made of 8
-    bits, a scale for each row or column. Faster, and less exact; no difference anywhere else."""
+    """In bfloat16, on CPUs that have AVX-512's units for it and for bytes (VNNI) but no AMX, uncompiled: products
+    within 3x3 convolutions and their gradients are made of 8 bits. Faster, and less exact; no difference anywhere else,
+    nor in layers of fewer than 24 channels or whose channels are no multiples of 32 (the input's may be up to 15
+    fewer)."""
     max_parameters: int = 5_000_000
     """A network with this many parameters or more is an error; 0 allows any."""
 

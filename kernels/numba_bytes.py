@@ -23,7 +23,7 @@ PANEL = 32
 LANES = 16
 SIGNS = np.int32(-0x7F7F7F80)
 """The highest bit of each of four bytes: switched, signed bytes are unsigned ones of 128 more."""
-_LARGEST = np.float32(127)
+_MOST = np.float32(127)
 _LEAST = np.float32(2.0**-100)
 """What the largest of zeros is taken for, so that there is a scale."""
 _WHOLE = np.float32(1.5 * 2**23)
@@ -164,8 +164,9 @@ def _columns_to_bytes(signed: bool) -> Any:
 @compiled
 def _scale(largest):
     """A scale for values of which the largest is this, and what they are multiplied by."""
+    # In this order what is no number stays one.
     largest = max(largest, _LEAST)
-    return largest / _LARGEST, _LARGEST / largest
+    return largest / _MOST, _MOST / largest
 
 
 @compiled

@@ -1,8 +1,8 @@
 """Matrix products of bfloat16 whose factors are rounded to 8 bits on the way: compiled code for AVX-512's VNNI units.
 
-The units multiply bytes at twice the rate at which others multiply bfloat16. A factor's values share a scale with those
-of their row or, where that is the side that is summed over, with those of their column within BLOCK rows
-(numba_bytes.py): one large value takes precision from its neighbours alone. Sums are exact, and scaled back.
+The units multiply bytes at twice the rate at which others multiply bfloat16. Values that are summed over share a scale
+(numba_bytes.py), so that one large value takes precision from its neighbours alone: a row of the left factor and a
+column of the right one, or BLOCK values of such a column at a time. Sums are exact, and scaled back.
 
 Of four signed bytes times four unsigned ones the units make one sum. The left factor is the signed one, and its fours
 meet all columns of the right one, which is laid out in panels. Each byte of these is 128 more than it stands for, which
@@ -39,17 +39,17 @@ from fastcifar.kernels.numba_bytes import (
 )
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_share import reader, shared
-from fastcifar.kernels.numba_values import get, put, rounded, target_has, values_at
+from fastcifar.kernels.numba_values import copy_values, rounded, target_has, values_at
 from fastcifar.kernels.numba_vector import bytes_at, floats_at, ints_at, moved
 
 HAS_UNITS = target_has("avx512vnni") and target_has("avx512bf16")
 BLOCK = 256
-"""Rows of which a column's values share a scale."""
+"""Rows of which a column's values share a scale where both factors are rounded by columns."""
 ROWS = 64
 """Most rows that are rounded, and then multiplied while they are in the first cache."""
 MIN_ROWS = 8
-"""Rows whose sums, of a panel's columns, are held in registers together: two registers each. Of twelve LLVM keeps some
-in memory (bench/LOG.md)."""
+"""Fewest rows of a product, and so many are multiplied together: of each, a panel's columns are two registers of sums.
+Of twelve rows LLVM keeps some in memory (bench/LOG.md)."""
 TO_PANELS, BY_PANELS, BY_COLUMNS = range(3)
 """What is done: see `kernel`."""
 
@@ -288,13 +288,7 @@ def _by_columns(numbers, task, first, last):
                     )
         target = _words_at(told.target + place * told.target_place_bytes)
         for row in range(rows):
-            _to_words(moved(target, row * told.target_pitch), moved(product, row * columns), columns)
-
-
-@compiled
-def _to_words(target, source, num):
-    for j in range(num):
-        put(target, j, get(source, j))
+            copy_values(moved(target, row * told.target_pitch), moved(product, row * columns), columns)
 
 
 @lru_cache(maxsize=3)

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from fastcifar.kernels.numba_jit import compiled, compiled_callback
 from fastcifar.kernels.numba_maps import flush, pool_row, unpool_row
 from fastcifar.kernels.numba_share import call, reader, shared
-from fastcifar.kernels.numba_values import get, like, put, rounded, target_has, values_at
+from fastcifar.kernels.numba_values import copy_values, like, rounded, target_has, values_at
 from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, moved
 
 LANES = 16 if target_has("avx512f") else 8
@@ -216,6 +216,21 @@ def _transform(
     return types.void(*arguments), generate
 
 
+@intrinsic
+def _align_stack(typing_context: Any) -> Any:
+    """Have registers that this function must put aside lie in a line of the cache each.
+
+    LLVM would put them where the stack happens to be, in three processes of four across two lines.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.alignstack = 64
+        builder.function.attributes.add("noinline")  # or it would be lost in the caller
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 def _splat(value: int) -> Any:
     return ir.Constant(ir.VectorType(ir.IntType(32), LANES), [value] * LANES)
 
@@ -233,6 +248,7 @@ def transform(size: int, use: int, in_words: bool) -> Any:
     target_in_words, source_in_words = in_words and into, in_words and not into
 
     def of_tile(target, target_row, target_column, source, source_row, source_column, channels):
+        _align_stack()
         to, of = values_at(target, target_in_words), values_at(source, source_in_words)
         for first in range(0, channels, LANES):
             _transform(
@@ -243,19 +259,13 @@ def transform(size: int, use: int, in_words: bool) -> Any:
 
 
 @compiled
-def _copy(target, source, num):
-    for j in range(num):
-        put(target, j, get(source, j))
-
-
-@compiled
 def _copy_row(target, target_pitch, source, source_pitch, width, channels):
     """Copy a row of pixels, which are so many values apart in the one and in the other."""
     if target_pitch == source_pitch:
-        _copy(target, source, width * channels)
+        copy_values(target, source, width * channels)
     else:
         for x in range(width):
-            _copy(moved(target, x * target_pitch), moved(source, x * source_pitch), channels)
+            copy_values(moved(target, x * target_pitch), moved(source, x * source_pitch), channels)
 
 
 @compiled

@@ -11,6 +11,8 @@ from numba import types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from fastcifar.kernels.numba_jit import compiled
+
 _FLOAT, _INT, _WORD, _BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(16), ir.IntType(8)
 
 
@@ -132,3 +134,10 @@ def add(typing_context: Any, pointer: Any, at: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(pointer, types.intp, types.float32), generate
+
+
+@compiled
+def copy_values(target, source, num):
+    """Write num values in the target's own kind."""
+    for j in range(num):
+        put(target, j, get(source, j))

@@ -48,6 +48,7 @@ _WORTH = 0.6
 _MIN_CHANNELS = {torch.float32: 16, torch.bfloat16: 64}
 """Fewest channels on either side for which it is: the faster the library's products, the more."""
 _MIN_CHANNELS_INT8 = 24
+"""The same where products are of 8 bits, which are ours."""
 _SIZES = {torch.float32: dict.fromkeys(SIZES, 1.0), torch.bfloat16: {2: 1.0, 3: 1.0, 4: 1.0, 5: 1.4}}
 """Sides of the squares, and what a multiplication counts in each: in bfloat16 those of 5 have twice the error of those
 of 4 and larger transforms, so they must be much fewer, and those beyond have too much (bench/LOG.md)."""
@@ -72,16 +73,17 @@ def pays(
     """Whether a convolution that gives maps of this height and width is faster this way than the library's."""
     if dtype not in _SIZES or min(height, width) < 1:
         return False
-    takes_int8 = int8 and _takes_int8(dtype, channels_in, channels_out)
-    if min(channels_in, channels_out) < (_MIN_CHANNELS_INT8 if takes_int8 else _MIN_CHANNELS[dtype]):
+    enough = min(channels_in, channels_out) >= _MIN_CHANNELS[dtype]
+    if not enough and not (int8 and takes_int8(dtype, channels_in, channels_out)):
         return False
     tiling = tiling_for(height, width, dtype)
     return tiling.multiplications <= _WORTH * TAPS**2 * height * width
 
 
-def _takes_int8(dtype: torch.dtype, channels_in: int, channels_out: int) -> bool:
-    """Whether products can be made of 8 bits."""
-    return products.takes(dtype, _padded(channels_in), channels_out)
+def takes_int8(dtype: torch.dtype, channels_in: int, channels_out: int) -> bool:
+    """Whether a convolution's products can be made of 8 bits on this CPU, and it has enough channels for them."""
+    enough = min(channels_in, channels_out) >= _MIN_CHANNELS_INT8
+    return enough and products.takes(dtype, _padded(channels_in), channels_out)
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,11 @@ def tiling_for(height: int, width: int, dtype: torch.dtype = torch.float32) -> T
 
 
 def prepare(dtype: torch.dtype, *, int8: bool = False) -> None:
-    """Have the compiled code for this dtype ready, which otherwise happens when a step or a size is first used."""
-    if int8 and products.HAS_UNITS and dtype == torch.bfloat16:
+    """Have the compiled code for this dtype ready, which otherwise happens when a step or a size is first used.
+
+    int8: that for products of 8 bits too.
+    """
+    if int8:
         products.prepare()
     in_words = dtype == torch.bfloat16
     for step in (TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES):
@@ -211,7 +216,7 @@ class Convolution:
     by_place: Tensor
     """The transformed weight [places * places, channels_out, channels_in]."""
     int8: bool
-    """Whether products are made of 8 bits, of all channels that there is room for: those that are none are zeros."""
+    """Whether products are made of 8 bits. Tiles and `by_place` then have zeros for channels, to whole registers."""
 
     @classmethod
     def of(cls, images: Tensor, weight: Tensor, sides: Sides, *, int8: bool = False) -> "Convolution":
@@ -224,7 +229,7 @@ class Convolution:
         assert channels_in == weight.shape[1]
         assert images.device.type == weight.device.type == "cpu"
         tiling = tiling_for(height + top + bottom + 1 - TAPS, width + left + right + 1 - TAPS, images.dtype)
-        int8 = int8 and _takes_int8(images.dtype, channels_in, len(weight))
+        int8 = int8 and takes_int8(images.dtype, channels_in, len(weight))
         by_place = _transformed(weight, tiling.size, images.dtype)
         by_place = by_place if int8 else by_place[:, :, :channels_in]
         return cls(n, height, width, sides, tiling, channels_in, by_place, int8)
@@ -254,7 +259,7 @@ class Convolution:
 
         None where it would take much.
         """
-        if self.n * self.tiling.multiplications * self.channels_in > _MOST_KEPT:
+        if self.n * self.tiling.multiplications * _padded(self.channels_in) > _MOST_KEPT:
             return None
         # The library copies what is no whole block, as a piece of it is none.
         return self._tiles(slice(0, self.n), self.channels_in) if self.int8 or len(self._pieces()) == 1 else None
@@ -348,11 +353,12 @@ class Convolution:
         return self._cut(images, _PART if self.int8 else _PIECE)
 
     def _cut(self, images: slice, most: int) -> list[slice]:
-        """Images in parts of much the same size, of at most so many transformed values."""
+        """Images in parts of much the same size, of at most so many transformed values, but at least of some images."""
         num = images.stop - images.start
         values = self.tiling.multiplications * (self.channels_in + self.channels_out)
-        # Half of a part, as parts may be when they are made alike, has enough tiles for products of 8 bits.
-        num_parts = -(-num // max(-(-2 * products.MIN_ROWS // self._tiles_each), most // values))
+        # Half of a part, as parts may be when they are made alike, must have enough tiles for products of 8 bits.
+        least = -(-2 * products.MIN_ROWS // self._tiles_each) if self.int8 else 1
+        num_parts = -(-num // max(least, most // values))
         return [
             slice(images.start + num * part // num_parts, images.start + num * (part + 1) // num_parts)
             for part in range(num_parts)

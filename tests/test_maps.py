@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kernel_cases import rms_error
 from torch import Tensor, nn
 
-from fastcifar.kernels import maps, winograd
+from fastcifar.kernels import maps, products, winograd
 from fastcifar.models import activation, convolution
 from fastcifar.models.activation import gelu, norm_gelu
 from fastcifar.models.convolution import Conv2d, Sides
@@ -138,6 +138,38 @@ def test_pooling_within_the_convolution_in_bfloat16() -> None:
     theirs = torch.autograd.grad(whole, inputs, unpooled.double())
     for our, their in zip(ours, theirs, strict=True):
         assert rms_error(our, their) < 0.05
+
+
+@pytest.mark.skipif(not products.HAS_UNITS, reason="takes a CPU with VNNI and bfloat16 units (AVX-512)")
+def test_pooling_within_the_convolution_in_parts_with_products_of_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without parts to the bit, and near what the library makes in float64."""
+    sides = (1, 1, 1, 0)
+    images, weight = random_map(20, 24, 13, 12).bfloat16(), random_map(64, 24, 3, 3, seed=1).bfloat16()
+    gradient, by_channel = random_map(20, 64, 6, 6, seed=2).bfloat16(), torch.rand(3, 64).unbind()
+
+    def ours(num_parts: int) -> list[Tensor]:
+        work = winograd.Convolution.of(images, weight, sides, int8=True)
+        assert len(work._parts(slice(0, 20))) == num_parts
+        patches = work.room_for_patches()
+        pooled, sums = work.pooled_output(images, patches)
+        unpooled = winograd.Unpooled(gradient, pooled, by_channel)
+        both = work.gradients(images, unpooled, patches, of_images=True, of_weight=True)
+        return [*pooled, sums, *both]
+
+    whole = ours(num_parts=1)
+    monkeypatch.setattr(winograd, "_PART", 3 * work_values(images, weight, sides))
+    in_parts = ours(num_parts=7)
+    for place, (one, other) in enumerate(zip(in_parts, whole, strict=True)):
+        # Sums are added up image by image within a part.
+        assert torch.equal(one, other) if place != 2 else rms_error(one, other) < 1e-6
+    theirs = F.max_pool2d(F.conv2d(F.pad(images.double(), sides), weight.double()), 2)
+    assert rms_error(whole[0], theirs) < 0.08
+
+
+def work_values(images: Tensor, weight: Tensor, sides: Sides) -> int:
+    """Transformed values of an image."""
+    work = winograd.Convolution.of(images, weight, sides)
+    return work.tiling.multiplications * (work.channels_in + work.channels_out)
 
 
 def test_autocast_takes_the_way_with_few_multiplications(monkeypatch: pytest.MonkeyPatch) -> None:

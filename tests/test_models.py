@@ -105,7 +105,7 @@ def test_int8_is_for_every_convolution_of_a_network_or_for_none() -> None:
 
 
 @pytest.mark.skipif(not products.HAS_UNITS, reason="takes a CPU with VNNI and bfloat16 units (AVX-512)")
-def test_a_network_learns_with_products_of_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_networks_step_with_products_of_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loss and gradients are near those without, and it is another way that they come about."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     torch.manual_seed(0)
@@ -123,8 +123,15 @@ def test_a_network_learns_with_products_of_8_bits(monkeypatch: pytest.MonkeyPatc
         found[int8] = loss.item(), torch.cat(gradients)
         wanted = "bfloat16 with int8 products" if int8 else "bfloat16"
         assert models.arithmetic(network, torch.device("cpu"), torch.bfloat16) == wanted
+        assert models.arithmetic(network, torch.device("cpu"), torch.bfloat16, compiled=True) == "bfloat16"
         assert models.arithmetic(network, torch.device("cpu"), torch.float32) == "float32"
         assert models.arithmetic(network, torch.device("cuda"), torch.bfloat16) == "bfloat16"
     assert found[True][0] == pytest.approx(found[False][0], abs=0.05)
     assert found[True][0] != found[False][0]
     assert F.cosine_similarity(found[True][1], found[False][1], dim=0) > 0.85
+
+
+def test_channels_that_8_bits_do_not_take_are_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    network = models.build("speednet", num_classes=10, widths=(8, 16, 16), int8=True)
+    assert models.arithmetic(network, torch.device("cpu"), torch.bfloat16) == "bfloat16"

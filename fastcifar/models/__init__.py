@@ -79,12 +79,12 @@ def prepare(network: "nn.Module", device: "torch.device", dtype: "torch.dtype") 
         activation.prepare(device, dtype)
 
 
-def arithmetic(network: "nn.Module", device: "torch.device", dtype: "torch.dtype") -> str:
+def arithmetic(network: "nn.Module", device: "torch.device", dtype: "torch.dtype", *, compiled: bool = False) -> str:
     """What the network computes in, in words: bfloat16, say, or "bfloat16 with int8 products"."""
     from fastcifar.models import convolution
 
-    name = str(dtype).removeprefix("torch.")
-    return f"{name} with int8 products" if convolution.takes_int8(network, device, dtype) else name
+    name, int8 = str(dtype).removeprefix("torch."), not compiled and convolution.takes_int8(network, device, dtype)
+    return f"{name} with int8 products" if int8 else name
 
 
 def check_side(network: "nn.Module", side: int) -> None:

@@ -34,8 +34,9 @@ def norm_gelu(x: Tensor, norm: nn.BatchNorm2d, *, shortcut: Tensor | None = None
 def convolve_pool_norm_gelu(images: Tensor, convolution: Conv2d, norm: nn.BatchNorm2d, sides: Sides) -> Tensor:
     """`norm_gelu` of `convolve_3x3`'s output, pooled; where it pays, that output is never written to memory.
 
-    convolution: what has the weight; its own padding counts for nothing.
+    convolution: what has the weight, and no bias; its own padding counts for nothing.
     """
+    assert convolution.bias is None
     weight, int8 = convolution.weight, convolution.int8
     if _takes_ours(images, norm) and takes_winograd(images, weight, sides, int8=int8):
         dtype = compute_dtype(images)

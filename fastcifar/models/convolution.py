@@ -1,10 +1,10 @@
 """3x3 convolutions that take another way on CPUs, where the library's is the slow part of training.
 
 In float32, and in bfloat16 where vectors are the units for it, they are made with a fraction of the multiplications
-(kernels/winograd.py). In bfloat16 on AMX the library is said to be slow at the weight gradient of narrow maps, so
-images are laid side by side with columns of zeros between them and it is asked for the gradient of that (right by the
-tests, its gain not measured yet). Which way is taken depends on dtype, device and shape alone, never on a timing, so
-that a seed repeats its bits.
+(kernels/winograd.py); told `int8`, of 8 bits where there are units for these (kernels/products.py). In bfloat16 on AMX
+the library is said to be slow at the weight gradient of narrow maps, so images are laid side by side with columns of
+zeros between them and it is asked for the gradient of that (right by the tests, its gain not measured yet). Which way
+is taken depends on dtype, device, shape and `int8` alone, never on a timing, so that a seed repeats its bits.
 """
 
 from typing import Any, Literal
@@ -82,12 +82,13 @@ def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
 
 
 def takes_int8(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether any convolution of the network is told to have products made of 8 bits, and they can be had here."""
+    """Whether any convolution of the network has products made of 8 bits here; not where it is compiled."""
     if device.type != "cpu" or dtype != torch.bfloat16 or not _has_winograd(dtype):
         return False
-    from fastcifar.kernels import products
+    from fastcifar.kernels import winograd
 
-    return products.HAS_UNITS and any(module.int8 for module in network.modules() if isinstance(module, Conv2d))
+    layers = (module for module in network.modules() if isinstance(module, Conv2d) and module.kernel_size == (3, 3))
+    return any(layer.int8 and winograd.takes_int8(dtype, layer.in_channels, layer.out_channels) for layer in layers)
 
 
 def compute_dtype(images: Tensor) -> torch.dtype:

@@ -96,6 +96,10 @@ def fit(
             other = _other_run("train.start_from", config.train.start_from, session)
             checkpoints.load_weights(other.weights, network)
         teacher = _teacher(session)
+    if teacher is not None:
+        with clock.part("compile"):
+            models.prepare(teacher, session.device, session.dtype)
+    with clock.part("load"):
         pipeline = session.training_pipeline(train_rows_n)
     reporter.line(_sentence(session, network, pipeline, folder))
     told = configs.dumps(replace(config, data=replace(config.data, path="")))
@@ -177,7 +181,7 @@ def _score(trained: Trained, source: artefacts.Source, folder: RunFolder, clock:
         num_test=len(predictions.labels),
         source=str(source.path or session.index.source),
         device=describe(session.device),
-        dtype=models.arithmetic(network, session.device, session.dtype),
+        dtype=models.arithmetic(network, session.device, session.dtype, compiled=trained.compiled),
         compiled=trained.compiled,
         pipeline=config.pipeline.name,
         network=config.model.name,
