@@ -3,7 +3,7 @@
 Winograd's minimal filtering (Lavin and Gray, arXiv:1509.09308): an output of m x m pixels comes from a patch of
 (m + 2) x (m + 2) by (m + 2)^2 multiplications a pair of channels in place of 9 m^2. Patches are transformed
 (numba_tiles.py), one matrix product for each of their places does the rest, and the result is transformed back. Its
-gradients are the same three steps the other way round. m is chosen by the shape alone: what wastes least at the edges.
+gradients are the same three steps the other way round. m is chosen by the shape alone (tiling.py).
 
 In float32 the result is the library's but for some 1e-5 of it. In bfloat16, whose products the library makes in
 float32 and rounds once, patches and products are rounded too, and errors are some 2 % of the result's size. With
@@ -14,7 +14,6 @@ import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -28,9 +27,7 @@ from fastcifar.kernels.numba_tiles import (
     FROM_PLACES,
     FROM_PRODUCT,
     FROM_TILES,
-    LANES,
     POOL_TILES,
-    SIZES,
     TAPS,
     TO_GRADIENT,
     TO_PATCH,
@@ -39,19 +36,11 @@ from fastcifar.kernels.numba_tiles import (
     UNPOOL_TILES,
 )
 from fastcifar.kernels.threads import num_tasks_for, share_out
+from fastcifar.kernels.tiling import SIZES_FOR, Tiling, padded, takes_int8, tiling_for
 
 Sides = tuple[int, int, int, int]
 """Columns and rows of zeros, 0 or 1 of each: left, right, top, bottom, as F.pad takes them."""
 
-_WORTH = 0.6
-"""Most multiplications, as a share of the direct way's, for which transforming is worth while."""
-_MIN_CHANNELS = {torch.float32: 16, torch.bfloat16: 64}
-"""Fewest channels on either side for which it is: the faster the library's products, the more."""
-_MIN_CHANNELS_INT8 = 24
-"""The same where products are of 8 bits, which are ours."""
-_SIZES = {torch.float32: dict.fromkeys(SIZES, 1.0), torch.bfloat16: {2: 1.0, 3: 1.0, 4: 1.0, 5: 1.4}}
-"""Sides of the squares, and what a multiplication counts in each: in bfloat16 those of 5 have twice the error of those
-of 4 and larger transforms, so they must be much fewer, and those beyond have too much (bench/LOG.md)."""
 _PIECE = 2**26
 """Most transformed values made at a time, 256 MiB of float32: a batch of any size must not take more."""
 _PART = 2**22
@@ -59,57 +48,6 @@ _PART = 2**22
 the cache. The library's products take longer than memory does, and of small parts longer still."""
 _MOST_KEPT = 2**25
 """Most transformed values that are kept for the way back, which makes others anew: each layer keeps its own."""
-
-
-def pays(
-    channels_in: int,
-    channels_out: int,
-    height: int,
-    width: int,
-    dtype: torch.dtype = torch.float32,
-    *,
-    int8: bool = False,
-) -> bool:
-    """Whether a convolution that gives maps of this height and width is faster this way than the library's."""
-    if dtype not in _SIZES or min(height, width) < 1:
-        return False
-    enough = min(channels_in, channels_out) >= _MIN_CHANNELS[dtype]
-    if not enough and not (int8 and takes_int8(dtype, channels_in, channels_out)):
-        return False
-    tiling = tiling_for(height, width, dtype)
-    return tiling.multiplications <= _WORTH * TAPS**2 * height * width
-
-
-def takes_int8(dtype: torch.dtype, channels_in: int, channels_out: int) -> bool:
-    """Whether a convolution's products can be made of 8 bits on this CPU, and it has enough channels for them."""
-    enough = min(channels_in, channels_out) >= _MIN_CHANNELS_INT8
-    return enough and products.takes(dtype, _padded(channels_in), channels_out)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How an output is cut: into rows x columns squares of size x size pixels."""
-
-    size: int
-    rows: int
-    columns: int
-
-    @property
-    def places(self) -> int:
-        """Side of a transformed tile."""
-        return self.size + TAPS - 1
-
-    @property
-    def multiplications(self) -> int:
-        """For each image and each pair of channels; the direct way takes 9 a pixel."""
-        return self.rows * self.columns * self.places**2
-
-
-@lru_cache(maxsize=256)
-def tiling_for(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tiling:
-    """The tiling of an output that takes fewest multiplications; of several the smallest, which is the most exact."""
-    tilings = [Tiling(size, -(-height // size), -(-width // size)) for size in _SIZES[dtype]]
-    return min(tilings, key=lambda tiling: tiling.multiplications * _SIZES[dtype][tiling.size])
 
 
 def prepare(dtype: torch.dtype, *, int8: bool = False) -> None:
@@ -123,7 +61,7 @@ def prepare(dtype: torch.dtype, *, int8: bool = False) -> None:
     for step in (TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES):
         numba_tiles.kernel(step, in_words)
     numba_tiles.weight_kernel()
-    for size in _SIZES[dtype]:
+    for size in SIZES_FOR[dtype]:
         for use in (TO_PATCH, FROM_PRODUCT, TO_GRADIENT, FROM_PATCH, TO_PLACES, FROM_PLACES):
             numba_tiles.transform(size, use, in_words)
 
@@ -143,7 +81,7 @@ def _transformed(weight: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """
     channels_out, channels_in = weight.shape[:2]
     taps = weight.float().permute(0, 2, 3, 1)
-    taps = F.pad(taps, (0, _padded(channels_in) - channels_in)).contiguous()
+    taps = F.pad(taps, (0, padded(channels_in) - channels_in)).contiguous()
     tiles = torch.empty(((size + 2) ** 2, channels_out, taps.shape[-1]), dtype=dtype)
     _run_weight(TO_PLACES, size, tiles, taps)
     return tiles
@@ -170,11 +108,6 @@ def _run_weight(use: int, size: int, tiles: Tensor, taps: Tensor) -> None:
         into=int(use == TO_PLACES),
     )
     share_out(numba_tiles.weight_kernel(), channels_out, told, num_tasks_for(channels_out))
-
-
-def _padded(channels: int) -> int:
-    """Channels with room for whole registers."""
-    return -(-channels // LANES) * LANES
 
 
 class _Memory(threading.local):
@@ -259,7 +192,7 @@ class Convolution:
 
         None where it would take much.
         """
-        if self.n * self.tiling.multiplications * _padded(self.channels_in) > _MOST_KEPT:
+        if self.n * self.tiling.multiplications * padded(self.channels_in) > _MOST_KEPT:
             return None
         # The library copies what is no whole block, as a piece of it is none.
         return self._tiles(slice(0, self.n), self.channels_in) if self.int8 or len(self._pieces()) == 1 else None
@@ -298,7 +231,7 @@ class Convolution:
             gradient = _channels_last(gradient)
         by_place = self._right(self.by_place) if of_images else None
         result = None if by_place is None else empty(*images.shape, dtype=self.dtype)
-        taps = torch.zeros((self.channels_out, TAPS, TAPS, _padded(self.channels_in))) if of_weight else None
+        taps = torch.zeros((self.channels_out, TAPS, TAPS, padded(self.channels_in))) if of_weight else None
         for piece in self._pieces():
             of_products = self._tiles(piece, self.channels_out, "products")
             for part in self._parts(piece):
@@ -373,7 +306,7 @@ class Convolution:
         """
         places, num = self.tiling.places**2, (images.stop - images.start) * self._tiles_each
         whole = max(num | 1, products.MIN_ROWS + 1) if self.int8 else num | 1
-        size = places * whole * _padded(channels)
+        size = places * whole * padded(channels)
         memory = _MEMORY.take(name, self.dtype, size) if name else torch.empty(size, dtype=self.dtype)
         tiles = memory.view(places, whole, -1)
         if whole > num:
@@ -393,7 +326,7 @@ class Convolution:
 
     def _of_places(self) -> Tensor:
         """Memory for the gradient of the transformed weight, until the next call."""
-        shape = self.tiling.places**2, self.channels_out, _padded(self.channels_in)
+        shape = self.tiling.places**2, self.channels_out, padded(self.channels_in)
         of_places = _MEMORY.take("of_places", self.dtype, math.prod(shape)).view(shape)
         return of_places if self.int8 else of_places[:, :, : self.channels_in]
 
@@ -408,7 +341,7 @@ class Convolution:
             before = self.sides[2], self.sides[0]
         else:
             shape, side, before = (self.out_height, self.out_width, self.channels_out), size, (0, 0)
-        scratch_floats = ((rows - 1) * size + side) * ((columns - 1) * size + side) * _padded(shape[-1])
+        scratch_floats = ((rows - 1) * size + side) * ((columns - 1) * size + side) * padded(shape[-1])
         num_tasks = num_tasks_for(n)
         scratch = torch.empty((num_tasks, scratch_floats), dtype=torch.float32)
         layout = numba_tiles.Layout(

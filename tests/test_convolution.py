@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kernel_cases import rms_error
 from torch import Tensor, nn
 
-from fastcifar.kernels import numba_tiles, products, winograd
+from fastcifar.kernels import numba_tiles, products, tiling, winograd
 from fastcifar.models import convolution
 from fastcifar.models.convolution import Conv2d, convolve_3x3, packed_gradient
 
@@ -172,7 +172,7 @@ def our_size(images: torch.Tensor, sides: convolution.Sides) -> int:
     """Side of the squares that the output is cut into."""
     left, right, top, bottom = sides
     height, width = images.shape[-2:]
-    return winograd.tiling_for(height + top + bottom - 2, width + left + right - 2, images.dtype).size
+    return tiling.tiling_for(height + top + bottom - 2, width + left + right - 2, images.dtype).size
 
 
 def test_autocast_rounds_what_it_should_and_no_more() -> None:
@@ -236,7 +236,7 @@ def test_winograds_matrices_are_exact(size: int) -> None:
     ],
 )
 def test_every_size_of_tile_works(dtype: torch.dtype, size: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "tiling_for", lambda h, w, _: winograd.Tiling(size, -(-h // size), -(-w // size)))
+    monkeypatch.setattr(winograd, "tiling_for", lambda h, w, _: tiling.Tiling(size, -(-h // size), -(-w // size)))
     images, weight = (tensor.to(dtype) for tensor in images_and_weight(3, (64, 48), 13, 7, last=True))
     ours = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, (1, 0, 1, 1), True))
     theirs = gradients(images.double(), weight.double(), None, lambda x, w: F.conv2d(F.pad(x, (1, 0, 1, 1)), w))
@@ -280,14 +280,14 @@ def test_only_what_is_asked_for_is_computed() -> None:
     ],
 )
 def test_where_winograd_pays(channels_in: int, channels_out: int, height: int, width: int, pays: bool) -> None:
-    assert winograd.pays(channels_in, channels_out, height, width) is pays
+    assert tiling.pays(channels_in, channels_out, height, width) is pays
 
 
 @pytest.mark.parametrize(
     ("channels", "side", "pays"), [(64, 30, True), (256, 3, True), (32, 30, False), (256, 1, False)]
 )
 def test_where_it_pays_in_bfloat16(channels: int, side: int, pays: bool) -> None:
-    assert winograd.pays(channels, 256, side, side, torch.bfloat16) is pays
+    assert tiling.pays(channels, 256, side, side, torch.bfloat16) is pays
 
 
 @pytest.mark.parametrize(
@@ -298,8 +298,8 @@ def test_where_it_pays_in_bfloat16(channels: int, side: int, pays: bool) -> None
     ],
 )  # fmt: skip
 def test_tiles_fit_the_map(side: int, size: int, in_bfloat16: int) -> None:
-    assert winograd.tiling_for(side, side).size == size
-    assert winograd.tiling_for(side, side, torch.bfloat16).size == in_bfloat16
+    assert tiling.tiling_for(side, side).size == size
+    assert tiling.tiling_for(side, side, torch.bfloat16).size == in_bfloat16
 
 
 def test_bfloat16_on_amx_takes_the_packed_way(monkeypatch: pytest.MonkeyPatch) -> None:

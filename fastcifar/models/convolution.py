@@ -85,10 +85,10 @@ def takes_int8(network: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     """Whether any convolution of the network has products made of 8 bits here; not where it is compiled."""
     if device.type != "cpu" or dtype != torch.bfloat16 or not _has_winograd(dtype):
         return False
-    from fastcifar.kernels import winograd
+    from fastcifar.kernels import tiling
 
     layers = (module for module in network.modules() if isinstance(module, Conv2d) and module.kernel_size == (3, 3))
-    return any(layer.int8 and winograd.takes_int8(dtype, layer.in_channels, layer.out_channels) for layer in layers)
+    return any(layer.int8 and tiling.takes_int8(dtype, layer.in_channels, layer.out_channels) for layer in layers)
 
 
 def compute_dtype(images: Tensor) -> torch.dtype:
@@ -113,9 +113,9 @@ def _way(
 ) -> type[torch.autograd.Function] | None:
     """How a CPU makes maps of this height and width; None where the library is as fast."""
     if _has_winograd(dtype):
-        from fastcifar.kernels import winograd
+        from fastcifar.kernels import tiling
 
-        pays = winograd.pays(weight.shape[1], weight.shape[0], height, width, dtype, int8=int8)
+        pays = tiling.pays(weight.shape[1], weight.shape[0], height, width, dtype, int8=int8)
         return _Winograd if pays else None
     narrow = width <= _PACKED_MAX_WIDTH_PX
     return _Packed if dtype == torch.bfloat16 and _has("amx_bf16") and trains(weight) and narrow else None
