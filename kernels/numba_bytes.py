@@ -4,6 +4,8 @@ What products.py multiplies. By its scale the largest of some values becomes 127
 numbers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,13 @@ PANEL = 32
 LANES = 16
 SIGNS = np.int32(-0x7F7F7F80)
 """The highest bit of each of four bytes: switched, signed bytes are unsigned ones of 128 more."""
-_MOST = np.float32(127)
+MOST = np.float32(127)
+"""What the largest of some values becomes, as a signed byte."""
 _LEAST = np.float32(2.0**-100)
 """What the largest of zeros is taken for, so that there is a scale."""
-_WHOLE = np.float32(1.5 * 2**23)
+WHOLE = np.float32(1.5 * 2**23)
 """A small float32 added to it, its lowest bits are the nearest whole number."""
-_WHOLE_BITS = int(_WHOLE.view(np.int32))
+WHOLE_BITS = int(WHOLE.view(np.int32))
 
 _BYTE, _WORD, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 INTS, FLOATS, WORDS = (ir.VectorType(kind, LANES) for kind in (_INT, _FLOAT, _WORD))
@@ -68,24 +71,33 @@ def _larger(builder: Any, largest: Any, words: Any) -> Any:
     return call_llvm(builder, f"llvm.umax.v{sizes.type.count}i16", sizes.type, largest, sizes)
 
 
-def _nearest(builder: Any, words: Any, factors: Any) -> Any:
-    """The whole numbers that are nearest to bfloat16 times factors, in the lowest bytes; above them what _WHOLE has."""
+def nearest(builder: Any, words: Any, factors: Any) -> Any:
+    """The whole numbers that are nearest to bfloat16 times factors, in the lowest bytes; above them what WHOLE has."""
     values = builder.bitcast(builder.shl(builder.zext(words, INTS), splat(INTS, 16)), FLOATS)
     return builder.bitcast(
-        call_llvm(builder, "llvm.fma.v16f32", FLOATS, values, factors, splat(FLOATS, float(_WHOLE))), INTS
+        call_llvm(builder, "llvm.fma.v16f32", FLOATS, values, factors, splat(FLOATS, float(WHOLE))), INTS
     )
 
 
+@contextmanager
+def overlapping(builder: Any, num: Any, lanes: int) -> Iterator[Any]:
+    """A loop over num values, at least `lanes`, so many at a time: of fewer the last ones with some of those before."""
+    last = builder.sub(num, _LONG(lanes))
+    with cgutils.for_range(builder, builder.udiv(builder.add(num, _LONG(lanes - 1)), _LONG(lanes))) as loop:
+        first = builder.mul(loop.index, _LONG(lanes))
+        yield builder.select(builder.icmp_unsigned("<", first, last), first, last)
+
+
 @intrinsic
-def _largest(typing_context: Any, words: Any, num: Any) -> Any:
-    """The largest size of num bfloat16, a multiple of 2 LANES, as float32."""
+def largest_of(typing_context: Any, words: Any, num: Any) -> Any:
+    """The largest size of num bfloat16, at least 2 LANES, as float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         words, num = arguments
         kind = ir.VectorType(_WORD, 2 * LANES)
         largest = cgutils.alloca_once_value(builder, splat(kind, 0))
-        with cgutils.for_range(builder, builder.udiv(num, _LONG(kind.count))) as loop:
-            there = at_bytes(builder, words, kind, builder.mul(loop.index, _LONG(2 * kind.count)))
+        with overlapping(builder, num, kind.count) as first:
+            there = at_bytes(builder, words, kind, builder.mul(first, _LONG(2)))
             builder.store(_larger(builder, builder.load(largest), builder.load(there, align=2)), largest)
         bits = call_llvm(builder, "llvm.vector.reduce.umax.v32i16", _WORD, builder.load(largest))
         return builder.bitcast(builder.shl(builder.zext(bits, _INT), _INT(16)), _FLOAT)
@@ -103,8 +115,8 @@ def _to_bytes(typing_context: Any, target: Any, words: Any, num: Any, factor: An
         with cgutils.for_range(builder, builder.udiv(num, _LONG(LANES))) as loop:
             first = builder.mul(loop.index, _LONG(LANES))
             found = builder.load(at_bytes(builder, words, WORDS, builder.mul(first, _LONG(2))), align=2)
-            bits = _nearest(builder, found, factors)
-            builder.store(builder.add(builder.load(total), builder.sub(bits, splat(INTS, _WHOLE_BITS))), total)
+            bits = nearest(builder, found, factors)
+            builder.store(builder.add(builder.load(total), builder.sub(bits, splat(INTS, WHOLE_BITS))), total)
             small = builder.trunc(bits, ir.VectorType(_BYTE, LANES))
             builder.store(small, at_bytes(builder, target, small.type, first), align=1)
         return call_llvm(builder, "llvm.vector.reduce.add.v16i32", _INT, builder.load(total))
@@ -113,7 +125,7 @@ def _to_bytes(typing_context: Any, target: Any, words: Any, num: Any, factor: An
 
 
 @intrinsic
-def _keep_larger(typing_context: Any, largest: Any, words: Any, num: Any) -> Any:
+def keep_larger(typing_context: Any, largest: Any, words: Any, num: Any) -> Any:
     """Write the larger sizes of num bfloat16, a multiple of 2 LANES, and of those that are there, where these are."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -147,8 +159,8 @@ def _columns_to_bytes(signed: bool) -> Any:
                 builder.load(at_bytes(builder, sums, INTS), align=4),
             )
             for place, row in enumerate(rows):
-                bits = _nearest(builder, builder.load(at_bytes(builder, row, WORDS), align=2), factors)
-                total = builder.add(total, builder.sub(bits, splat(INTS, _WHOLE_BITS)))
+                bits = nearest(builder, builder.load(at_bytes(builder, row, WORDS), align=2), factors)
+                total = builder.add(total, builder.sub(bits, splat(INTS, WHOLE_BITS)))
                 byte = builder.shl(builder.and_(bits, splat(INTS, 0xFF)), splat(INTS, 8 * place))
                 fours = builder.xor(fours, byte)
             builder.store(fours, at_bytes(builder, target, INTS), align=4)
@@ -162,17 +174,17 @@ def _columns_to_bytes(signed: bool) -> Any:
 
 
 @compiled
-def _scale(largest):
-    """A scale for values of which the largest is this, and what they are multiplied by."""
+def scale_for(largest, most):
+    """A scale by which the largest of some values becomes the most, and what they are multiplied by."""
     # In this order what is no number stays one.
     largest = max(largest, _LEAST)
-    return largest / _MOST, _MOST / largest
+    return largest / most, most / largest
 
 
 @compiled
 def round_row(target, row, num, scales, sums, at):
     """Write a row of bfloat16 as signed bytes, and put its scale and its sum at a place."""
-    scales[at], factor = _scale(_largest(row, num))
+    scales[at], factor = scale_for(largest_of(row, num), MOST)
     sums[at] = _to_bytes(target, row, num, factor)
 
 
@@ -189,9 +201,9 @@ def _rounding_columns(signed: bool) -> Any:
             largest[column] = 0
             sums[column] = 0
         for row in range(num_rows):
-            _keep_larger(largest, moved(rows, row * pitch), num_columns)
+            keep_larger(largest, moved(rows, row * pitch), num_columns)
         for column in range(num_columns):
-            scales[column], factors[column] = _scale(get(largest, column))
+            scales[column], factors[column] = scale_for(get(largest, column), MOST)
         num_steps = (num_rows + FOUR - 1) // FOUR
         for step in range(num_steps):
             row = FOUR * step

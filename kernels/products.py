@@ -5,7 +5,7 @@ What shares a scale, and so what one large value takes precision from, is a row 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class Panels:
         assert takes(right.dtype, inner, columns)
         values, scales = torch.empty((places, inner * columns), dtype=torch.uint8), torch.empty((places, columns))
         transposed, num_tasks = right.stride(2) != 1, num_tasks_for(places)
-        room = _Room.of(num_tasks, numba_products.panels_scratch(inner, columns))
+        room = Room.of(num_tasks, numba_products.panels_scratch(inner, columns))
         told = numba_products.PanelsLayout(
             *_matrices(right.mT if transposed else right),
             inner,
@@ -78,12 +78,21 @@ def by_panels(left: Tensor, right: Panels, out: Tensor) -> None:
 
     Each row of left has a scale. There are at least MIN_ROWS; values of left's and out's rows lie one behind the other.
     """
+    places, rows, _ = left.shape
+    assert out.shape == (places, rows, right.columns) and rows >= MIN_ROWS
+    num_tasks = num_tasks_for(places)
+    told, _room = told_by_panels(left, right, out, num_tasks)
+    share_out(kernel_by_panels(), places * told.blocks, told, num_tasks)
+
+
+def told_by_panels(
+    left: Tensor, right: Panels, out: Tensor, num_tasks: int
+) -> tuple[numba_products.RowsLayout, "Room"]:
+    """What the kernel of `by_panels` takes, and the tasks' memory, which must be kept until it has run."""
     places, rows, inner = left.shape
-    assert left.dtype == out.dtype == torch.bfloat16 and out.shape == (places, rows, right.columns)
-    assert rows >= MIN_ROWS and inner == right.inner and places == len(right.values)
-    assert inner <= _MOST_SUMMED
-    blocks, num_tasks = -(-rows // ROWS), num_tasks_for(places)
-    room = _Room.of(num_tasks, numba_products.rows_scratch(inner))
+    assert left.dtype == out.dtype == torch.bfloat16 and out.shape[0] == places
+    assert inner == right.inner and places == len(right.values) and inner <= _MOST_SUMMED
+    room = Room.of(num_tasks, numba_products.rows_scratch(inner))
     told = numba_products.RowsLayout(
         *_matrices(left),
         rows,
@@ -92,10 +101,15 @@ def by_panels(left: Tensor, right: Panels, out: Tensor) -> None:
         right.values.data_ptr(),
         right.scales.data_ptr(),
         *_matrices(out),
-        blocks,
+        -(-rows // ROWS),
         *room.told,
     )
-    share_out(numba_products.kernel(BY_PANELS), places * blocks, told, num_tasks)
+    return told, room
+
+
+def kernel_by_panels() -> Any:
+    """That kernel, whose pieces of work are the places' blocks of rows: what threads.share_out takes."""
+    return numba_products.kernel(BY_PANELS)
 
 
 def by_columns(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -109,7 +123,7 @@ def by_columns(left: Tensor, right: Tensor, out: Tensor) -> None:
     assert takes(left.dtype, rows, columns) and left.dtype == right.dtype == out.dtype
     assert right.shape == (places, inner, columns) and out.shape == (places, rows, columns)
     num_tasks = num_tasks_for(places)
-    room = _Room.of(num_tasks, numba_products.columns_scratch(rows, columns))
+    room = Room.of(num_tasks, numba_products.columns_scratch(rows, columns))
     told = numba_products.ColumnsLayout(
         *_matrices(left.mT), *_matrices(right), inner, rows, columns, *_matrices(out), *room.told
     )
@@ -122,14 +136,14 @@ def _matrices(matrices: Tensor) -> tuple[int, int, int]:
     return matrices.data_ptr(), matrices.stride(0) * matrices.element_size(), matrices.stride(1)
 
 
-class _Room(NamedTuple):
+class Room(NamedTuple):
     """Memory for tasks, so many bytes each."""
 
     memory: Tensor
     task_bytes: int
 
     @classmethod
-    def of(cls, num_tasks: int, task_bytes: int) -> "_Room":
+    def of(cls, num_tasks: int, task_bytes: int) -> "Room":
         # What follows a task's begins with a line of the cache, as panels must.
         task_bytes = -(-task_bytes // 64) * 64
         return cls(torch.empty(num_tasks * task_bytes, dtype=torch.uint8), task_bytes)

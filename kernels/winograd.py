@@ -12,15 +12,17 @@ float32 and rounds once, patches and products are rounded too, and errors are so
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from itertools import count
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcifar.kernels import numba_tiles, products
+from fastcifar.kernels import numba_passes, numba_tiles, products
 from fastcifar.kernels.maps import Pooled, Sums, empty
 from fastcifar.kernels.numba_tiles import (
     FROM_PATCH,
@@ -43,11 +45,8 @@ Sides = tuple[int, int, int, int]
 
 _PIECE = 2**26
 """Most transformed values made at a time, 256 MiB of float32: a batch of any size must not take more."""
-_PART = 2**22
-"""Most transformed values worked on at a time where products are of 8 bits: what one step leaves, the next one finds in
-the cache. The library's products take longer than memory does, and of small parts longer still."""
-_MOST_KEPT = 2**25
-"""Most transformed values that are kept for the way back, which makes others anew: each layer keeps its own."""
+_MOST_KEPT = 2**27
+"""Most bytes of patches that are kept for the way back, which makes others anew: each layer keeps its own."""
 
 
 def prepare(dtype: torch.dtype, *, int8: bool = False) -> None:
@@ -57,6 +56,7 @@ def prepare(dtype: torch.dtype, *, int8: bool = False) -> None:
     """
     if int8:
         products.prepare()
+        numba_passes.kernel()
     in_words = dtype == torch.bfloat16
     for step in (TO_TILES, FROM_TILES, POOL_TILES, UNPOOL_TILES):
         numba_tiles.kernel(step, in_words)
@@ -72,6 +72,20 @@ class Unpooled(NamedTuple):
     gradient: Tensor
     pooled: Pooled
     by_channel: tuple[Tensor, Tensor, Tensor]
+
+
+@lru_cache(maxsize=256)
+def _group(each: int) -> int:
+    """Images of so many tiles that a thread takes through all three steps at a time, where products are of 8 bits.
+
+    The fewest whose tiles are two blocks of rows or more, of which the last is nearly full: of more images, less would
+    be found in the core's own cache, and of fewer the weight would be read more often.
+    """
+    for images in count(1):
+        rows = images * each
+        if rows >= 2 * products.MIN_ROWS and -rows % products.MIN_ROWS <= rows / 8:
+            return images
+    raise AssertionError
 
 
 def _transformed(weight: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -192,7 +206,8 @@ class Convolution:
 
         None where it would take much.
         """
-        if self.n * self.tiling.multiplications * padded(self.channels_in) > _MOST_KEPT:
+        values = self.n * self.tiling.multiplications * padded(self.channels_in)
+        if values * self.dtype.itemsize > _MOST_KEPT:
             return None
         # The library copies what is no whole block, as a piece of it is none.
         return self._tiles(slice(0, self.n), self.channels_in) if self.int8 or len(self._pieces()) == 1 else None
@@ -200,17 +215,14 @@ class Convolution:
     def output(self, images: Tensor, patches: Tensor | None = None) -> Tensor:
         """[n, channels_out, out_height, out_width]; `patches`: of `room_for_patches`, to be filled."""
         output = empty(self.n, self.channels_out, self.out_height, self.out_width, dtype=self.dtype)
-        for part, made in self._products(images, patches):
-            self._run(FROM_TILES, FROM_PRODUCT, part, made, output[part])
+        self._forward(images, _Step(FROM_TILES, FROM_PRODUCT, (output,)), patches)
         return output
 
     def pooled_output(self, images: Tensor, patches: Tensor | None = None) -> tuple[Pooled, Tensor]:
         """What maps.max_pool makes of the output, which itself is never written; `patches` as of `output`."""
         values = empty(self.n, self.channels_out, self.out_height // 2, self.out_width // 2, dtype=self.dtype)
         pooled, sums = Pooled(values, torch.empty_like(values, dtype=torch.uint8)), Sums(values)
-        for part, made in self._products(images, patches):
-            maps = [values[part] for values in pooled]
-            self._run(POOL_TILES, FROM_PRODUCT, part, made, *maps, *sums.begun)
+        self._forward(images, _Step(POOL_TILES, FROM_PRODUCT, pooled, sums.begun), patches)
         return pooled, sums.total()
 
     def gradients(
@@ -227,97 +239,70 @@ class Convolution:
         `patches`: those that the way forward has left.
         """
         images = _channels_last(images)
+        to_patches = _Step(TO_TILES, TO_PATCH, (images,))
         if isinstance(gradient, Tensor):
-            gradient = _channels_last(gradient)
+            to_gradients = _Step(TO_TILES, TO_GRADIENT, (_channels_last(gradient),))
+        else:
+            maps = gradient.gradient, *gradient.pooled
+            to_gradients = _Step(UNPOOL_TILES, TO_GRADIENT, maps, (torch.stack(gradient.by_channel),))
         by_place = self._right(self.by_place) if of_images else None
-        result = None if by_place is None else empty(*images.shape, dtype=self.dtype)
+        result = empty(*images.shape, dtype=self.dtype) if of_images else None
         taps = torch.zeros((self.channels_out, TAPS, TAPS, padded(self.channels_in))) if of_weight else None
         for piece in self._pieces():
-            of_products = self._tiles(piece, self.channels_out, "products")
-            for part in self._parts(piece):
-                of_part = self._of_part(of_products, piece, part)
-                self._to_gradients(gradient, part, of_part)
-                if by_place is not None and result is not None:
-                    of_patches = self._tiles(part, self.channels_in, "patches")
-                    _multiply(of_part, by_place, of_patches)
-                    self._run(FROM_TILES, FROM_PATCH, part, of_patches, result[part])
-            if taps is not None:
+            of_products = self._tiles(piece, self.channels_out, "products") if of_weight else None
+            if by_place is not None and result is not None:
+                from_patches = _Step(FROM_TILES, FROM_PATCH, (result,))
+                self._pass(piece, to_gradients, by_place, from_patches, of_products)
+            elif of_products is not None:
+                self._run(piece, to_gradients, of_products)
+            if taps is not None and of_products is not None:
                 if patches is None:
                     kept = self._tiles(piece, self.channels_in, "patches")
-                    self._run(TO_TILES, TO_PATCH, piece, kept, images[piece])
+                    self._run(piece, to_patches, kept)
                 else:
-                    kept = self._of_part(patches, slice(0, self.n), piece)
+                    kept = self._of_piece(patches, piece)
                 of_places = self._of_places()
-                _multiply_transposed(of_products, kept, of_places, int8=self.int8)
+                self._multiply_transposed(piece, of_products, kept, of_places)
                 _run_weight(FROM_PLACES, self.tiling.size, of_places, taps)
         return result, None if taps is None else taps[..., : self.channels_in].permute(0, 3, 1, 2)
 
-    def _products(self, images: Tensor, room: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
-        """The transformed output of each part of the batch, in memory that the next part takes."""
-        images, whole = _channels_last(images), slice(0, self.n)
-        by_place = self._right(self.by_place.mT)
-        for part in self._parts(whole):
-            patches = (
-                self._tiles(part, self.channels_in, "patches") if room is None else self._of_part(room, whole, part)
+    def _forward(self, images: Tensor, from_products: "_Step", room: Tensor | None) -> None:
+        to_patches, by_place = _Step(TO_TILES, TO_PATCH, (_channels_last(images),)), self._right(self.by_place.mT)
+        for piece in self._pieces():
+            self._pass(
+                piece, to_patches, by_place, from_products, None if room is None else self._of_piece(room, piece)
             )
-            self._run(TO_TILES, TO_PATCH, part, patches, images[part])
-            made = self._tiles(part, self.channels_out, "products")
-            _multiply(patches, by_place, made)
-            yield part, made
 
     def _right(self, by_place: Tensor) -> Tensor | products.Panels:
         """The weight as the right factor of products."""
         return products.Panels.of(by_place) if self.int8 else by_place
 
-    def _to_gradients(self, gradient: Tensor | Unpooled, part: slice, of_products: Tensor) -> None:
-        """Transform a part of the output's gradient to that of the products."""
-        if isinstance(gradient, Tensor):
-            self._run(TO_TILES, TO_GRADIENT, part, of_products, gradient[part])
-            return
-        maps = [values[part] for values in (gradient.gradient, *gradient.pooled)]
-        self._run(UNPOOL_TILES, TO_GRADIENT, part, of_products, *maps, torch.stack(gradient.by_channel))
-
     def _pieces(self) -> list[slice]:
-        """Which images' tiles are in memory at a time."""
-        return self._cut(slice(0, self.n), _PIECE)
-
-    def _parts(self, images: slice) -> list[slice]:
-        """Which of these images are worked on at a time."""
-        return self._cut(images, _PART if self.int8 else _PIECE)
-
-    def _cut(self, images: slice, most: int) -> list[slice]:
-        """Images in parts of much the same size, of at most so many transformed values, but at least of some images."""
-        num = images.stop - images.start
+        """Which images' tiles are in memory at a time: pieces of much the same size."""
         values = self.tiling.multiplications * (self.channels_in + self.channels_out)
-        # Half of a part, as parts may be when they are made alike, must have enough tiles for products of 8 bits.
-        least = -(-2 * products.MIN_ROWS // self._tiles_each) if self.int8 else 1
-        num_parts = -(-num // max(least, most // values))
-        return [
-            slice(images.start + num * part // num_parts, images.start + num * (part + 1) // num_parts)
-            for part in range(num_parts)
-        ]
+        num = -(-self.n // max(1, _PIECE // values))
+        return [slice(self.n * at // num, self.n * (at + 1) // num) for at in range(num)]
 
     def _tiles(self, images: slice, channels: int, name: str = "") -> Tensor:
         """Memory for images, transformed: [places, n * tiles, channels]. By a name, until it is asked for again.
 
         Of an even number of tiles one more, of zeros: places a multiple of 4 KiB apart would share a few lines of the
-        first cache. Leaving a gap instead, so that the places are no whole block, costs the library a copy. And of few
-        tiles as many more as products of 8 bits take.
+        first cache. Leaving a gap instead, so that the places are no whole block, costs the library a copy. Where
+        products are of 8 bits there is room for as many more as these take at least.
         """
         places, num = self.tiling.places**2, (images.stop - images.start) * self._tiles_each
-        whole = max(num | 1, products.MIN_ROWS + 1) if self.int8 else num | 1
+        whole = (num + products.MIN_ROWS if self.int8 else num) | 1
         size = places * whole * padded(channels)
         memory = _MEMORY.take(name, self.dtype, size) if name else torch.empty(size, dtype=self.dtype)
         tiles = memory.view(places, whole, -1)
-        if whole > num:
+        if not self.int8 and whole > num:
             tiles[:, num:] = 0
         return tiles if self.int8 else tiles[:, :, :channels]
 
-    def _of_part(self, tiles: Tensor, images: slice, part: slice) -> Tensor:
-        """Of the images' tiles those of a part, with what is behind the last one's."""
-        first = (part.start - images.start) * self._tiles_each
-        last = None if part.stop == images.stop else (part.stop - images.start) * self._tiles_each
-        return tiles[:, first:last]
+    def _of_piece(self, tiles: Tensor, piece: slice) -> Tensor:
+        """Of the tiles of all images those of a piece, with what is behind the last one's."""
+        last = None if piece.stop == self.n else piece.stop * self._tiles_each
+        return tiles[:, piece.start * self._tiles_each : last]
 
     @property
     def _tiles_each(self) -> int:
@@ -330,23 +315,99 @@ class Convolution:
         of_places = _MEMORY.take("of_places", self.dtype, math.prod(shape)).view(shape)
         return of_places if self.int8 else of_places[:, :, : self.channels_in]
 
-    def _run(self, step: int, use: int, images: slice, tiles: Tensor, *rest: Tensor) -> None:
-        """Run one of numba_tiles' steps for some of the images or of their outputs, as the use has it."""
+    def _pass(
+        self,
+        piece: slice,
+        first: "_Step",
+        by_place: Tensor | products.Panels,
+        last: "_Step",
+        room: Tensor | None,
+    ) -> None:
+        """Transform images of a piece, or their gradients, multiply and transform back; `room`: for what is kept."""
+        if isinstance(by_place, products.Panels):
+            self._pass_in_groups(piece, first, by_place, last, room)
+            return
+        tiles = self._tiles(piece, self._channels(first.use), "tiles") if room is None else room
+        made = self._tiles(piece, self._channels(last.use), "made")
+        self._run(piece, first, tiles)
+        torch.bmm(tiles, by_place, out=made)
+        self._run(piece, last, made)
+
+    def _pass_in_groups(
+        self, piece: slice, first: "_Step", panels: products.Panels, last: "_Step", room: Tensor | None
+    ) -> None:
+        """The same by products of 8 bits: each thread takes a few images at a time through all three."""
+        n, each, places = piece.stop - piece.start, self._tiles_each, self.tiling.places**2
+        group = _group(each)
+        num_tasks = num_tasks_for(-(-n // group))
+
+        def of_tasks(name: str, channels: int) -> Tensor:
+            shape = num_tasks, places, group * each | 1, padded(channels)
+            return _MEMORY.take(name, self.dtype, math.prod(shape)).view(shape)
+
+        tiles = of_tasks("tiles", self._channels(first.use)) if room is None else room[None]
+        made = of_tasks("made", self._channels(last.use))
+        into, _into_scratch = self._told(piece, first, tiles[0], num_tasks)
+        out_of, _out_scratch = self._told(piece, last, made[0], num_tasks)
+        multiply, _room = products.told_by_panels(tiles[0], panels, made[0], num_tasks)
+        row_bytes = [memory.stride(2) * memory.element_size() for memory in (tiles, made)]
+        numbers = numba_passes.numbers_of(
+            num_tasks,
+            (into, multiply, out_of),
+            group=group,
+            each=each,
+            places=places,
+            tiles_row_bytes=row_bytes[0],
+            tiles_task_bytes=0 if room is not None else tiles.stride(0) * tiles.element_size(),
+            made_row_bytes=row_bytes[1],
+            made_task_bytes=made.stride(0) * made.element_size(),
+            into=self._kernel(first).address,
+            multiply=products.kernel_by_panels().address,
+            out_of=self._kernel(last).address,
+        )
+        share_out(numba_passes.kernel(), n, numbers, num_tasks)
+
+    def _multiply_transposed(self, piece: slice, left: Tensor, right: Tensor, out: Tensor) -> None:
+        """Write left, transposed, times right: tiles of a piece."""
+        if self.int8:
+            rows = (piece.stop - piece.start) * self._tiles_each
+            products.by_columns(left[:, :rows].mT, right[:, :rows], out)
+        else:
+            torch.bmm(left.mT, right, out=out)
+
+    def _run(self, piece: slice, step: "_Step", tiles: Tensor) -> None:
+        """Do one of the steps for some of the images or of their outputs, as its use has it."""
+        n = piece.stop - piece.start
+        num_tasks = num_tasks_for(n)
+        numbers, _scratch = self._told(piece, step, tiles, num_tasks)
+        share_out(self._kernel(step), n, numbers, num_tasks)
+
+    def _kernel(self, step: "_Step") -> Any:
+        return numba_tiles.kernel(step.step, self.dtype == torch.bfloat16)
+
+    def _channels(self, use: int) -> int:
+        """Of the maps that a use is for."""
+        return self.channels_in if use in (TO_PATCH, FROM_PATCH) else self.channels_out
+
+    def _told(self, piece: slice, step: "_Step", tiles: Tensor, num_tasks: int) -> tuple[list[int], Tensor]:
+        """What a step's kernel takes, and the tasks' memory, which must be kept until it has run."""
+        maps = [values[piece] for values in step.maps]
         # They are read by their addresses: maps of another dtype would be read beyond their ends.
-        assert rest[0].dtype == self.dtype
-        in_words = self.dtype == torch.bfloat16
-        n, size, rows, columns = images.stop - images.start, self.tiling.size, self.tiling.rows, self.tiling.columns
-        if use in (TO_PATCH, FROM_PATCH):
-            shape, side = (self.height, self.width, self.channels_in), self.tiling.places
+        assert maps[0].dtype == self.dtype
+        size, rows, columns = self.tiling.size, self.tiling.rows, self.tiling.columns
+        if step.use in (TO_PATCH, FROM_PATCH):
+            height, width, side = self.height, self.width, self.tiling.places
             before = self.sides[2], self.sides[0]
         else:
-            shape, side, before = (self.out_height, self.out_width, self.channels_out), size, (0, 0)
-        scratch_floats = ((rows - 1) * size + side) * ((columns - 1) * size + side) * padded(shape[-1])
-        num_tasks = num_tasks_for(n)
+            height, width, side, before = self.out_height, self.out_width, size, (0, 0)
+        channels = self._channels(step.use)
+        scratch_floats = ((rows - 1) * size + side) * ((columns - 1) * size + side) * padded(channels)
         scratch = torch.empty((num_tasks, scratch_floats), dtype=torch.float32)
         layout = numba_tiles.Layout(
-            numba_tiles.transform(size, use, in_words).address,
-            *shape,
+            numba_tiles.transform(size, step.use, self.dtype == torch.bfloat16).address,
+            height,
+            width,
+            channels,
             *before,
             rows,
             columns,
@@ -359,27 +420,16 @@ class Convolution:
             tiles=tiles.data_ptr(),
             value_bytes=tiles.element_size(),
         )
-        numbers = [*layout, *(tensor.data_ptr() for tensor in rest)]
-        share_out(numba_tiles.kernel(step, in_words), n, numbers, num_tasks)
+        return [*layout, *(tensor.data_ptr() for tensor in (*maps, *step.others))], scratch
 
 
-def _multiply(left: Tensor, right: Tensor | products.Panels, out: Tensor) -> None:
-    """Write left times right."""
-    if isinstance(right, products.Panels):
-        # They may have different numbers of zeros behind their tiles.
-        rows = min(left.shape[1], out.shape[1])
-        products.by_panels(left[:, :rows], right, out[:, :rows])
-    else:
-        torch.bmm(left, right, out=out)
+class _Step(NamedTuple):
+    """One of numba_tiles' steps, the use of its transform, maps of all images, and what it takes beside these."""
 
-
-def _multiply_transposed(left: Tensor, right: Tensor, out: Tensor, *, int8: bool) -> None:
-    """Write left, transposed, times right."""
-    if int8:
-        rows = min(left.shape[1], right.shape[1])
-        products.by_columns(left[:, :rows].mT, right[:, :rows], out)
-    else:
-        torch.bmm(left.mT, right, out=out)
+    step: int
+    use: int
+    maps: Sequence[Tensor]
+    others: Sequence[Tensor] = ()
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -131,14 +131,19 @@ def test_products_of_8_bits_are_near_the_librarys_float64(
 
 
 @needs_int8
-def test_parts_of_the_batch_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor pieces of it, but for a block's scales in the weight's gradient."""
-    images, weight = (tensor.bfloat16() for tensor in images_and_weight(23, (24, 64), 7, 6, last=True))
-    whole = ours_int8(images, weight)
-    monkeypatch.setattr(winograd, "_PART", 60_000)
-    assert len(winograd.Convolution.of(images, weight, (1, 1, 1, 1), int8=True)._parts(slice(0, 23))) == 6
-    for one, other in zip(ours_int8(images, weight), whole, strict=True):
-        assert torch.equal(one, other)
+@pytest.mark.parametrize("n", [1, 7, 23])
+def test_groups_and_threads_make_no_difference(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many images go through all steps together; nor pieces of the batch, but for a block's scales."""
+    images, weight = (tensor.bfloat16() for tensor in images_and_weight(n, (24, 64), 7, 6, last=True))
+    whole, kept_threads = ours_int8(images, weight), torch.get_num_threads()
+    try:
+        for num_threads, group in ((1, 1), (2, 5), (3, 2), (2, 100)):
+            torch.set_num_threads(num_threads)
+            monkeypatch.setattr(winograd, "_group", lambda each, group=group: max(group, -(-products.MIN_ROWS // each)))
+            for one, other in zip(ours_int8(images, weight), whole, strict=True):
+                assert torch.equal(one, other)
+    finally:
+        torch.set_num_threads(kept_threads)
     monkeypatch.setattr(winograd, "_PIECE", 120_000)
     kept = ours_int8(images, weight)
     for one, other in zip(kept[:2], whole, strict=False):
@@ -147,6 +152,10 @@ def test_parts_of_the_batch_make_no_difference(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(winograd, "_MOST_KEPT", 0)
     for one, other in zip(ours_int8(images, weight), kept, strict=True):
         assert torch.equal(one, other)
+
+
+def test_groups_are_small_and_their_blocks_of_rows_nearly_full() -> None:
+    assert [winograd._group(each) for each in (1, 4, 9, 16, 25, 64)] == [16, 4, 4, 1, 2, 1]
 
 
 @needs_int8

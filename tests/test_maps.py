@@ -141,29 +141,34 @@ def test_pooling_within_the_convolution_in_bfloat16() -> None:
 
 
 @pytest.mark.skipif(not products.HAS_UNITS, reason="takes a CPU with VNNI and bfloat16 units (AVX-512)")
-def test_pooling_within_the_convolution_in_parts_with_products_of_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As without parts to the bit, and near what the library makes in float64."""
+def test_pooling_within_the_convolution_with_products_of_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near what the library makes in float64, and by pieces of the batch the same to the bit."""
     sides = (1, 1, 1, 0)
     images, weight = random_map(20, 24, 13, 12).bfloat16(), random_map(64, 24, 3, 3, seed=1).bfloat16()
     gradient, by_channel = random_map(20, 64, 6, 6, seed=2).bfloat16(), torch.rand(3, 64).unbind()
 
-    def ours(num_parts: int) -> list[Tensor]:
+    def ours(num_pieces: int) -> list[Tensor]:
         work = winograd.Convolution.of(images, weight, sides, int8=True)
-        assert len(work._parts(slice(0, 20))) == num_parts
-        patches = work.room_for_patches()
-        pooled, sums = work.pooled_output(images, patches)
+        assert len(work._pieces()) == num_pieces
+        pooled, sums = work.pooled_output(images, work.room_for_patches())
         unpooled = winograd.Unpooled(gradient, pooled, by_channel)
-        both = work.gradients(images, unpooled, patches, of_images=True, of_weight=True)
-        return [*pooled, sums, *both]
+        of_images, _ = work.gradients(images, unpooled, of_images=True, of_weight=False)
+        return [*pooled, of_images, sums]
 
-    whole = ours(num_parts=1)
-    monkeypatch.setattr(winograd, "_PART", 3 * work_values(images, weight, sides))
-    in_parts = ours(num_parts=7)
-    for place, (one, other) in enumerate(zip(in_parts, whole, strict=True)):
-        # Sums are added up image by image within a part.
-        assert torch.equal(one, other) if place != 2 else rms_error(one, other) < 1e-6
-    theirs = F.max_pool2d(F.conv2d(F.pad(images.double(), sides), weight.double()), 2)
-    assert rms_error(whole[0], theirs) < 0.08
+    whole = ours(num_pieces=1)
+    monkeypatch.setattr(winograd, "_PIECE", 3 * work_values(images, weight, sides))
+    in_pieces = ours(num_pieces=7)
+    for one, other in zip(in_pieces[:3], whole, strict=False):
+        assert torch.equal(one, other)
+    # Sums are added up image by image within a piece.
+    assert rms_error(in_pieces[3], whole[3]) < 1e-6
+    inputs = [images.double().requires_grad_(), weight.double()]
+    output = F.conv2d(F.pad(inputs[0], sides), inputs[1])
+    assert rms_error(whole[0], F.max_pool2d(output, 2).detach()) < 0.08
+    exact = maps.Pooled(whole[0].float(), whole[1])
+    unpooled = maps.max_unpool(gradient.float(), exact, by_channel, *output.shape[2:])
+    (theirs,) = torch.autograd.grad(output, inputs[0], unpooled.double())
+    assert rms_error(whole[2], theirs) < 0.12
 
 
 def work_values(images: Tensor, weight: Tensor, sides: Sides) -> int:

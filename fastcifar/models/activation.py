@@ -150,9 +150,9 @@ class _ConvolvePoolNormGelu(torch.autograd.Function):
         trains: bool,
         int8: bool = False,
     ) -> Tensor:
-        from fastcifar.kernels import maps, winograd
+        from fastcifar.kernels import maps
 
-        ctx.convolution = winograd.Convolution.of(images, weight, sides, int8=int8)
+        ctx.convolution = _pooled_convolution(images, weight, sides, int8)
         patches = ctx.convolution.room_for_patches() if trains else None
         (x, places), sums = ctx.convolution.pooled_output(images, patches)
         normed = _normed(x, sums, bias, norm)
@@ -170,6 +170,17 @@ class _ConvolvePoolNormGelu(torch.autograd.Function):
         of_images, of_weight = ctx.needs_input_grad[:2]
         both = ctx.convolution.gradients(images, unpooled, patches, of_images=of_images, of_weight=of_weight)
         return (*both, of_bias, None, None, None, None)
+
+
+def _pooled_convolution(images: Tensor, weight: Tensor, sides: Sides, int8: bool) -> Any:
+    """Of few channels a direct one, of more Winograd's."""
+    from fastcifar.kernels import direct, winograd
+
+    left, right, top, bottom = sides
+    size = images.shape[2] + top + bottom - 2, images.shape[3] + left + right - 2
+    if int8 and direct.takes(weight.shape[1], weight.shape[0], *size, images.dtype):
+        return direct.Convolution.of(images, weight, sides)
+    return winograd.Convolution.of(images, weight, sides, int8=int8)
 
 
 def _normed(x: Tensor, sums: Tensor | None, bias: Tensor, norm: nn.BatchNorm2d) -> _Normed:

@@ -76,9 +76,12 @@ def trains(weight: Tensor) -> bool:
 def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Have the compiled code for training in `dtype` on `device` ready, which otherwise the first step waits for."""
     if device.type == "cpu" and _has_winograd(dtype):
-        from fastcifar.kernels import winograd
+        from fastcifar.kernels import direct, winograd
 
-        winograd.prepare(dtype, int8=takes_int8(network, device, dtype))
+        int8 = takes_int8(network, device, dtype)
+        winograd.prepare(dtype, int8=int8)
+        if int8:
+            direct.prepare()
 
 
 def takes_int8(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

@@ -48,7 +48,7 @@ def new_state(network: nn.Module, config: Config, dtype: torch.dtype, teacher: n
     device = next(network.parameters()).device.type
     # float16 has too few exponents for small gradients; the other dtypes need no scaling, and the scaler does nothing.
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
-    built = optimizers.build(network, config.optimizer, config.selection.num_kept(config.pipeline.batch_size))
+    built = optimizers.build(network, config.optimizer, config.selection.num_kept(config.pipeline.batch_size), dtype)
     return State(network, built, Averaging(network, config.train), scaler, teacher)
 
 

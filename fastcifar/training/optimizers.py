@@ -20,8 +20,8 @@ def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
     """
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
-    # In 16 bits, nothing would be left of small singular values' squares.
-    x = _by_gram(x, steps) if x.dtype == torch.float32 else _one_by_one(x, steps)
+    # A GPU waits for launches rather than for products, of which there are fewer one after another that way.
+    x = _one_by_one(x, steps) if x.is_cuda and x.dtype != torch.float32 else _by_gram(x, steps)
     return x.mT if tall else x
 
 
@@ -41,22 +41,32 @@ def _by_gram(x: Tensor, steps: int) -> Tensor:
     Each step multiplies x by a polynomial of its Gram matrix: what these make together is had from that matrix alone.
     """
     gram = _product(x, x.mT)
-    scale = 1 / (gram.diagonal(dim1=-2, dim2=-1).sum(-1).sqrt() + _TINY)[..., None, None]
-    gram *= scale**2
+    scale = (
+        1
+        / (gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.promote_types(x.dtype, torch.float32)).sqrt() + _TINY)[
+            ..., None, None
+        ]
+    )
+    gram = (gram * scale**2).to(x.dtype)
     left = scale
     for step in range(steps):
         polynomial = _product(gram, gram).mul_(_C).add_(gram, alpha=_B)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(_A)
-        left = _product(polynomial, left) if step else polynomial * left
+        left = _product(polynomial, left) if step else (polynomial * left).to(x.dtype)
         if step < steps - 1:
             gram = _product(_product(polynomial, gram), polynomial)
     return _product(left, x)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, of float32."""
-    # On a CPU torch has MKL make it, which takes no AVX-512 on an AMD CPU: oneDNN is up to 2.5 times as fast there.
-    if left.ndim == 2 and left.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    """left @ right, of one dtype."""
+    # Of float32 torch has MKL make it on a CPU, which takes no AVX-512 on one of AMD's: oneDNN is 2.5 times as fast.
+    if (
+        left.ndim == 2
+        and left.dtype == torch.float32
+        and left.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+    ):
         return torch.ops.mkldnn._linear_pointwise(left, right.mT, None, "none", [], "")
     return left @ right
 
@@ -67,10 +77,15 @@ class Muon(torch.optim.Optimizer):
     Before each update a weight is scaled back to norm sqrt(out), as airbench94_muon does: batch norm makes its scale
     meaningless, and a fixed norm keeps the relative step what `lr` says. On a GPU weights of one shape are updated as
     one stack, in bfloat16.
+
+    dtype: that of products on a CPU, float32 or bfloat16.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float) -> None:
+    def __init__(
+        self, params: list[nn.Parameter], lr: float, momentum: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -91,17 +106,18 @@ class Muon(torch.optim.Optimizer):
         directions = torch._foreach_add(grads, buffers, alpha=momentum)
         scales = [len(w) ** 0.5 / norm for w, norm in zip(weights, torch._foreach_norm(weights), strict=True)]
         torch._foreach_mul_(weights, scales)
-        torch._foreach_add_(weights, _updates(directions), alpha=-lr)
+        for weight, update in zip(weights, _updates(directions, self._dtype), strict=True):
+            weight.add_(update, alpha=-lr)
 
 
-def _updates(directions: Sequence[Tensor]) -> list[Tensor]:
+def _updates(directions: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Directions of one shape [out, in, kh, kw], each orthogonalised as a matrix [out, kh * kw * in]."""
     # The order of columns makes no difference to the result; this is the one in which channels-last memory has them.
     matrices = [direction.permute(0, 2, 3, 1).flatten(1) for direction in directions]
     if matrices[0].is_cuda:
-        updates = list(orthogonalise(torch.stack(matrices).bfloat16()).to(matrices[0].dtype).unbind())
+        updates = list(orthogonalise(torch.stack(matrices).bfloat16()).unbind())
     else:
-        updates = [orthogonalise(matrix) for matrix in matrices]
+        updates = [orthogonalise(matrix.to(dtype)) for matrix in matrices]
     out, channels, height, width = directions[0].shape
     return [update.view(out, height, width, channels).permute(0, 3, 1, 2) for update in updates]
 
@@ -113,12 +129,15 @@ def _by_shape(weights: list[Tensor]) -> list[list[Tensor]]:
     return list(stacks.values())
 
 
-def build(network: nn.Module, config: OptimizerConfig, batch_size: int) -> list[torch.optim.Optimizer]:
+def build(
+    network: nn.Module, config: OptimizerConfig, batch_size: int, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """The optimisers of a network's trainable parameters; each group keeps its `"peak_lr"` and `"peak_momentum"`.
 
-    The bias of a whitening stem gets a group of its own, tagged `"whiten"`: it is trained for a few epochs only.
+    dtype: what a step computes in. The bias of a whitening stem gets a group of its own, tagged `"whiten"`: it is
+    trained for a few epochs only.
     """
-    optimizers = _muon(network, config, batch_size) if config.name == "muon" else [_plain(network, config)]
+    optimizers = _muon(network, config, batch_size, dtype) if config.name == "muon" else [_plain(network, config)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
@@ -126,7 +145,9 @@ def build(network: nn.Module, config: OptimizerConfig, batch_size: int) -> list[
     return optimizers
 
 
-def _muon(network: nn.Module, config: OptimizerConfig, batch_size: int) -> list[torch.optim.Optimizer]:
+def _muon(
+    network: nn.Module, config: OptimizerConfig, batch_size: int, dtype: torch.dtype
+) -> list[torch.optim.Optimizer]:
     trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
     filters = [p for p in trainable.values() if p.ndim == 4]
     head = [p for p in trainable.values() if p.ndim == 2]
@@ -147,7 +168,8 @@ def _muon(network: nn.Module, config: OptimizerConfig, batch_size: int) -> list[
     rest = torch.optim.SGD(
         [g for g in groups if g["params"]], lr=1.0, momentum=config.sgd_momentum, nesterov=config.sgd_momentum > 0
     )
-    return [rest, Muon(filters, config.lr, config.momentum)]
+    products = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    return [rest, Muon(filters, config.lr, config.momentum, products)]
 
 
 def _plain(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

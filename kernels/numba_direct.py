@@ -1,0 +1,475 @@
+"""A 3x3 convolution of few channels, pooled, by products of bytes without transforming tiles: compiled code for VNNI.
+
+The bytes of three pixels side by side lie one behind the other, and so do the weights that meet them: no patches are
+made. An image is rounded to unsigned bytes with one scale and one zero point, weights to signed ones with a scale for
+each output. The weight's gradient sums over pixels, four at once: there images lie channel by channel, and the
+gradient, which has one value in four at most, is laid out straight from the pooled one's bytes.
+"""
+
+from collections import namedtuple
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastcifar.kernels.numba_bytes import (
+    BYTES_AT,
+    FLOATS,
+    FLOATS_AT,
+    FOUR,
+    INTS,
+    INTS_AT,
+    LANES,
+    MOST,
+    PANEL,
+    WHOLE,
+    WHOLE_BITS,
+    WORDS,
+    WORDS_AT,
+    at_bytes,
+    call_llvm,
+    keep_larger,
+    largest_of,
+    nearest,
+    overlapping,
+    scale_for,
+    splat,
+    spread,
+)
+from fastcifar.kernels.numba_jit import compiled, compiled_fused
+from fastcifar.kernels.numba_maps import flush, pool_row
+from fastcifar.kernels.numba_share import reader, shared
+from fastcifar.kernels.numba_values import get, put, values_at
+from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, ints_at, moved
+
+ROWS = 8
+"""Pixels, or channels, that are multiplied together."""
+TAPS = 3
+SLACK = 64
+"""Bytes behind a task's memory that are read and meet zeros."""
+POOLED_OUTPUT, WEIGHT_GRADIENT = range(2)
+
+_BYTE, _INT, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_REGISTERS = range(PANEL // LANES)
+
+
+def _begin(builder: Any, starts: Any) -> list[list[Any]]:
+    """Registers of sums, ROWS by PANEL, that begin as the columns' numbers."""
+    totals = []
+    for _ in range(ROWS):
+        loaded = [builder.load(at_bytes(builder, starts, INTS, _LONG(4 * LANES * at)), align=4) for at in _REGISTERS]
+        totals.append([cgutils.alloca_once_value(builder, value) for value in loaded])
+    return totals
+
+
+def _add_fours(builder: Any, totals: Any, lefts: list[Any], panel: Any, place: Any) -> None:
+    """Add the product of each row's four unsigned bytes and PANEL columns' signed ones."""
+    columns = [
+        builder.load(at_bytes(builder, panel, INTS, builder.add(place, _LONG(FOUR * LANES * at))), align=4)
+        for at in _REGISTERS
+    ]
+    for row, there in zip(totals, lefts, strict=True):
+        four = spread(builder, builder.load(there, align=1), INTS)
+        for total, column in zip(row, columns, strict=True):
+            found = call_llvm(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, builder.load(total), four, column)
+            builder.store(found, total)
+
+
+def _finish(builder: Any, totals: Any, target: Any, pitch: Any, factors: Any, *, adds: bool) -> None:
+    """Write the sums times the columns' factors to float32, or add them."""
+    for row in range(ROWS):
+        line = builder.gep(target, [builder.mul(pitch, _LONG(row))])
+        for at in _REGISTERS:
+            behind = _LONG(4 * LANES * at)
+            factor = builder.load(at_bytes(builder, factors, FLOATS, behind), align=4)
+            value = builder.fmul(builder.sitofp(builder.load(totals[row][at]), FLOATS), factor)
+            there = at_bytes(builder, line, FLOATS, behind)
+            builder.store(builder.fadd(builder.load(there, align=4), value) if adds else value, there, align=4)
+
+
+@intrinsic
+def _write_pixels(
+    typing_context: Any,
+    target: Any,
+    pitch: Any,
+    image: Any,
+    channels: Any,
+    row_bytes: Any,
+    panel: Any,
+    starts: Any,
+    factors: Any,
+) -> Any:
+    """Write ROWS pixels, which are pitch values apart, of PANEL columns; the first one's patch begins at `image`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, pitch, image, channels, row_bytes, panel, starts, factors = arguments
+        totals = _begin(builder, starts)
+        steps = builder.udiv(builder.mul(channels, _LONG(TAPS)), _LONG(FOUR))
+        for tap in range(TAPS):
+            line = builder.gep(image, [builder.mul(row_bytes, _LONG(tap))])
+            columns = builder.gep(panel, [builder.mul(steps, _LONG(tap * FOUR * PANEL))])
+            with cgutils.for_range(builder, steps) as loop:
+                step = builder.mul(loop.index, _LONG(FOUR))
+                lefts = [
+                    at_bytes(builder, line, _INT, builder.add(step, builder.mul(channels, _LONG(row))))
+                    for row in range(ROWS)
+                ]
+                _add_fours(builder, totals, lefts, columns, builder.mul(step, _LONG(PANEL)))
+        _finish(builder, totals, target, pitch, factors, adds=False)
+        return context.get_dummy_value()
+
+    num = types.int64
+    return types.void(FLOATS_AT, num, BYTES_AT, num, num, BYTES_AT, INTS_AT, FLOATS_AT), generate
+
+
+@intrinsic
+def _add_taps(
+    typing_context: Any,
+    target: Any,
+    pitch: Any,
+    planes: Any,
+    plane_bytes: Any,
+    row_bytes: Any,
+    num_rows: Any,
+    num_fours: Any,
+    panel: Any,
+    starts: Any,
+    factors: Any,
+) -> Any:
+    """Add to ROWS channels' sums, pitch values apart, of PANEL columns: over num_rows rows of num_fours pixels."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, pitch, planes, plane_bytes, row_bytes, num_rows, num_fours, panel, starts, factors = arguments
+        totals = _begin(builder, starts)
+        with cgutils.for_range(builder, num_rows) as row:
+            line = builder.gep(planes, [builder.mul(row_bytes, row.index)])
+            columns = builder.gep(panel, [builder.mul(builder.mul(row.index, num_fours), _LONG(FOUR * PANEL))])
+            with cgutils.for_range(builder, num_fours) as loop:
+                step = builder.mul(loop.index, _LONG(FOUR))
+                lefts = [
+                    at_bytes(builder, line, _INT, builder.add(step, builder.mul(plane_bytes, _LONG(channel))))
+                    for channel in range(ROWS)
+                ]
+                _add_fours(builder, totals, lefts, columns, builder.mul(step, _LONG(PANEL)))
+        _finish(builder, totals, target, pitch, factors, adds=True)
+        return context.get_dummy_value()
+
+    num = types.int64
+    return types.void(FLOATS_AT, num, BYTES_AT, num, num, num, num, BYTES_AT, INTS_AT, FLOATS_AT), generate
+
+
+@intrinsic
+def _least(typing_context: Any, words: Any, num: Any) -> Any:
+    """The least of num bfloat16, at least LANES, and of zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        words, num = arguments
+        least = cgutils.alloca_once_value(builder, splat(FLOATS, 0.0))
+        with overlapping(builder, num, LANES) as first:
+            found = builder.load(at_bytes(builder, words, WORDS, builder.mul(first, _LONG(2))), align=2)
+            values = builder.bitcast(builder.shl(builder.zext(found, INTS), splat(INTS, 16)), FLOATS)
+            kept = builder.load(least)
+            builder.store(builder.select(builder.fcmp_ordered("<", values, kept), values, kept), least)
+        return call_llvm(builder, "llvm.vector.reduce.fmin.v16f32", ir.FloatType(), builder.load(least))
+
+    return types.float32(WORDS_AT, types.int64), generate
+
+
+@intrinsic
+def _to_unsigned(typing_context: Any, target: Any, words: Any, num: Any, factor: Any, zero: Any) -> Any:
+    """Write num bfloat16, at least LANES, times a factor and moved by a zero point, as unsigned bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, words, num, factor, zero = arguments
+        factors, zeros = spread(builder, factor, FLOATS), spread(builder, zero, INTS)
+        with overlapping(builder, num, LANES) as first:
+            found = builder.load(at_bytes(builder, words, WORDS, builder.mul(first, _LONG(2))), align=2)
+            small = builder.trunc(builder.add(nearest(builder, found, factors), zeros), ir.VectorType(_BYTE, LANES))
+            builder.store(small, at_bytes(builder, target, small.type, first), align=1)
+        return context.get_dummy_value()
+
+    return types.void(BYTES_AT, WORDS_AT, types.int64, types.float32, types.int32), generate
+
+
+@intrinsic
+def _lay_out(
+    typing_context: Any,
+    upper: Any,
+    lower: Any,
+    left: Any,
+    right: Any,
+    left_places: Any,
+    right_places: Any,
+    factors: Any,
+    sums: Any,
+) -> Any:
+    """Write the bytes of two rows of four pixels, of LANES columns, from two pooled pixels side by side.
+
+    Each value goes to its place of 2x2 pixels and is added to its column's sum; the others are zeros.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        upper, lower, left, right, left_places, right_places, factors, sums = arguments
+        factors = builder.load(at_bytes(builder, factors, FLOATS), align=4)
+        total = builder.load(at_bytes(builder, sums, INTS), align=4)
+        rows = [splat(INTS, 0), splat(INTS, 0)]
+        for at, (words, places) in enumerate(((left, left_places), (right, right_places))):
+            bits = nearest(builder, builder.load(at_bytes(builder, words, WORDS), align=2), factors)
+            total = builder.add(total, builder.sub(bits, splat(INTS, WHOLE_BITS)))
+            byte = builder.and_(bits, splat(INTS, 0xFF))
+            place = builder.load(at_bytes(builder, places, ir.VectorType(_BYTE, LANES)), align=1)
+            place = builder.zext(place, INTS)
+            for which in range(4):
+                shift = 8 * (2 * at + which % 2)
+                here = builder.icmp_unsigned("==", place, splat(INTS, which))
+                there = builder.select(here, builder.shl(byte, splat(INTS, shift)), splat(INTS, 0))
+                rows[which // 2] = builder.or_(rows[which // 2], there)
+        for row, target in zip(rows, (upper, lower), strict=True):
+            builder.store(row, at_bytes(builder, target, INTS), align=4)
+        builder.store(total, at_bytes(builder, sums, INTS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(BYTES_AT, BYTES_AT, WORDS_AT, WORDS_AT, BYTES_AT, BYTES_AT, FLOATS_AT, INTS_AT), generate
+
+
+Frame = namedtuple("Frame", "images height width channels top left frame_height frame_width")
+"""Images [n, height, width, channels]; where each begins in its frame of zeros, and the frame's height and width."""
+_NUM_FRAME = len(Frame._fields)
+_frame = reader(Frame)
+
+
+@compiled
+def _round_image(told, image, frame):
+    """Write an image, rounded, into its frame; its scale and its zero point."""
+    row_values, row_bytes = told.width * told.channels, told.frame_width * told.channels
+    num = told.height * row_values
+    words = moved(values_at(told.images, True), image * num)
+    # The largest size stands for the largest value: what is no number stays none. 254, as both numbers are rounded.
+    largest, least = largest_of(words, num), _least(words, num)
+    scale, factor = scale_for(largest - least, np.float32(254))
+    zero = np.int32(np.float32(-least * factor + WHOLE).view(np.int32) - WHOLE_BITS)
+    for at in range(told.frame_height * row_bytes):
+        frame[at] = np.uint8(zero)
+    for y in range(told.height):
+        to = moved(frame, (y + told.top) * row_bytes + told.left * told.channels)
+        _to_unsigned(to, moved(words, y * row_values), row_values, factor, zero)
+    return scale, zero
+
+
+Output = namedtuple("Output", "results places sums partial columns panels scales totals scratch scratch_bytes")
+"""Addresses of pooled values, of their places, of sums and partial sums, as maps.py has them; columns of the product;
+addresses of the weight's panels, of their columns' scales and of the sums of their bytes; the tasks' memory."""
+_output = reader(Output)
+
+
+def output_scratch(frame: int, width: int, columns: int) -> int:
+    """Bytes of memory that a task takes, for a frame of so many values and outputs of this width."""
+    return 8 * columns * (width + 1) + frame + SLACK
+
+
+@compiled
+def _pooled_output(numbers, task, first, last):
+    """Convolve images first to last - 1, two rows of outputs at a time, which are pooled."""
+    told, to = _frame(numbers), _output(moved(numbers, _NUM_FRAME))
+    channels, columns, row_bytes = told.channels, to.columns, told.frame_width * told.channels
+    width = told.frame_width + 1 - TAPS
+    rows, pooled_columns = (told.frame_height + 1 - TAPS) // 2, width // 2
+    results, places = values_at(to.results, True), bytes_at(to.places)
+    sums, partial = moved(doubles_at(to.sums), task * 2 * columns), moved(floats_at(to.partial), task * 2 * columns)
+    scales, totals = floats_at(to.scales), ints_at(to.totals)
+    room = to.scratch + task * to.scratch_bytes
+    upper, lower = floats_at(room), floats_at(room + 4 * width * columns)
+    room += 8 * width * columns
+    factors, starts, frame = floats_at(room), ints_at(room + 4 * columns), bytes_at(room + 8 * columns)
+    panel_bytes = TAPS * TAPS * channels * PANEL
+    for image in range(first, last):
+        scale, zero = _round_image(told, image, frame)
+        for column in range(columns):
+            factors[column] = scale * scales[column]
+            starts[column] = -zero * totals[column]
+        for row in range(rows):
+            for panel in range(columns // PANEL):
+                for below in range(2):
+                    line = moved(frame, (2 * row + below) * row_bytes)
+                    for x in range(0, width, ROWS):
+                        at = min(x, width - ROWS)
+                        _write_pixels(
+                            moved(upper, (below * width + at) * columns + panel * PANEL),
+                            columns,
+                            moved(line, at * channels),
+                            channels,
+                            row_bytes,
+                            bytes_at(to.panels + panel * panel_bytes),
+                            moved(starts, panel * PANEL),
+                            moved(factors, panel * PANEL),
+                        )
+            at = (image * rows + row) * pooled_columns * columns
+            pool_row(upper, lower, columns, pooled_columns, columns, moved(results, at), moved(places, at), partial)
+            flush(partial, sums, 2 * columns)
+
+
+Gradient = namedtuple("Gradient", "gradient values places by_channel columns n groups products scratch scratch_bytes")
+"""Addresses of the pooled gradient, of pooled values and places, and of what `maps.combine` takes by channel; columns,
+images and groups of them; the address of each group's float32 [9 * channels, columns]; the tasks' memory."""
+_gradient = reader(Gradient)
+
+
+def gradient_scratch(frame: int, height: int, width: int, columns: int) -> int:
+    """Bytes of memory that a task takes, for a frame of so many values and outputs of this height and width."""
+    rows, pooled_columns = height // 2, width // 2
+    panels = FOUR * 2 * rows * ((pooled_columns + 1) // 2) * columns
+    return panels + columns * (3 * 4 + 2 * rows * pooled_columns + 2 * 2) + 2 * frame + SLACK
+
+
+@compiled_fused
+def _combine(g, x, by_channel, channels, target, num):
+    """g * a + x * b + c, of num pixels."""
+    a, b, c = by_channel, moved(by_channel, channels), moved(by_channel, 2 * channels)
+    for pixel in range(num):
+        at = pixel * channels
+        for j in range(channels):
+            put(target, at + j, get(g, at + j) * get(a, j) + get(x, at + j) * get(b, j) + get(c, j))
+
+
+@compiled
+def _to_planes(frame, num_pixels, channels, planes):
+    """Lay an image's frame out channel by channel."""
+    for pixel in range(num_pixels):
+        for channel in range(channels):
+            planes[channel * num_pixels + pixel] = frame[pixel * channels + channel]
+
+
+@compiled
+def _round_pooled(words, num_pixels, columns, largest, scales, factors):
+    """Each column's scale, and what its values are multiplied by."""
+    for column in range(columns):
+        largest[column] = 0
+    for pixel in range(num_pixels):
+        keep_larger(largest, moved(words, pixel * columns), columns)
+    for column in range(columns):
+        scales[column], factors[column] = scale_for(get(largest, column), MOST)
+
+
+@compiled
+def _to_panels(words, places, rows, pooled_columns, columns, zeros, factors, panels, totals):
+    """Lay a pooled gradient out as bytes of twice as many rows and columns, in panels, with the sum of each column."""
+    fours = (pooled_columns + 1) // 2
+    for column in range(columns):
+        totals[column] = 0
+    for row in range(rows):
+        for four in range(fours):
+            # Behind the last pixel of an odd number of them there is none: zeros, wherever they go.
+            last = 2 * four + 1 == pooled_columns
+            at = (row * pooled_columns + 2 * four) * columns
+            beside = at if last else at + columns
+            right = zeros if last else moved(words, beside)
+            for column in range(0, columns, LANES):
+                panel, within = column // PANEL * PANEL, column % PANEL
+                upper = moved(panels, FOUR * ((panel * 2 * rows + 2 * row * PANEL) * fours + four * PANEL + within))
+                _lay_out(
+                    upper,
+                    moved(upper, FOUR * fours * PANEL),
+                    moved(words, at + column),
+                    moved(right, column),
+                    moved(places, at + column),
+                    moved(places, beside + column),
+                    moved(factors, column),
+                    moved(totals, column),
+                )
+
+
+@compiled
+def _add_image(product, channels, columns, planes, plane_bytes, row_bytes, panels, num_rows, fours, starts, factors):
+    """Add what an image gives to the sums of all taps, channels and columns."""
+    for column in range(0, columns, PANEL):
+        panel = moved(panels, FOUR * column * num_rows * fours)
+        for tap in range(TAPS * TAPS):
+            patch = moved(planes, tap // TAPS * row_bytes + tap % TAPS)
+            for channel in range(0, channels, ROWS):
+                _add_taps(
+                    moved(product, (tap * channels + channel) * columns + column),
+                    columns,
+                    moved(patch, channel * plane_bytes),
+                    plane_bytes,
+                    row_bytes,
+                    num_rows,
+                    fours,
+                    panel,
+                    moved(starts, column),
+                    moved(factors, column),
+                )
+
+
+@compiled
+def _weight_gradient(numbers, task, first, last):
+    """Sum the weight's gradient over the images of groups first to last - 1."""
+    told, of = _frame(numbers), _gradient(moved(numbers, _NUM_FRAME))
+    channels, columns = told.channels, of.columns
+    rows, pooled_columns = (told.frame_height + 1 - TAPS) // 2, (told.frame_width + 1 - TAPS) // 2
+    num, num_pixels, fours = rows * pooled_columns, told.frame_height * told.frame_width, (pooled_columns + 1) // 2
+    g, x, places = values_at(of.gradient, True), values_at(of.values, True), bytes_at(of.places)
+    by_channel = floats_at(of.by_channel)
+    # What is read by whole registers comes first.
+    panels = of.scratch + task * of.scratch_bytes
+    scales = panels + FOUR * 2 * rows * fours * columns
+    factors, totals, words = scales + 4 * columns, scales + 8 * columns, scales + 12 * columns
+    zeros = words + 2 * num * columns
+    largest, planes = zeros + 2 * columns, zeros + 4 * columns
+    frame = planes + num_pixels * channels
+    for column in range(columns):
+        values_at(zeros, True)[column] = 0
+    for group in range(first, last):
+        product = moved(floats_at(of.products), group * TAPS * TAPS * channels * columns)
+        for image in range(of.n * group // of.groups, of.n * (group + 1) // of.groups):
+            scale, zero = _round_image(told, image, bytes_at(frame))
+            _to_planes(bytes_at(frame), num_pixels, channels, bytes_at(planes))
+            at = image * num * columns
+            _combine(moved(g, at), moved(x, at), by_channel, columns, values_at(words, True), num)
+            _round_pooled(
+                values_at(words, True), num, columns, values_at(largest, True), floats_at(scales), floats_at(factors)
+            )
+            _to_panels(
+                values_at(words, True),
+                moved(places, at),
+                rows,
+                pooled_columns,
+                columns,
+                values_at(zeros, True),
+                floats_at(factors),
+                bytes_at(panels),
+                ints_at(totals),
+            )
+            starts = ints_at(totals)
+            for column in range(columns):
+                starts[column] = -zero * starts[column]
+                floats_at(factors)[column] = scale * floats_at(scales)[column]
+            _add_image(
+                product,
+                channels,
+                columns,
+                bytes_at(planes),
+                num_pixels,
+                told.frame_width,
+                bytes_at(panels),
+                2 * rows,
+                fours,
+                starts,
+                floats_at(factors),
+            )
+
+
+@lru_cache(maxsize=2)
+def kernel(use: int) -> Any:
+    """One of the uses above: what threads.share_out takes."""
+
+    def of_share(numbers, task, first, last):
+        if use == POOLED_OUTPUT:
+            _pooled_output(numbers, task, first, last)
+        else:
+            _weight_gradient(numbers, task, first, last)
+
+    return shared(of_share)
