@@ -13,7 +13,7 @@ from torch import Tensor
 from fastcifar.kernels import numba_direct, products, winograd
 from fastcifar.kernels.maps import Pooled, Sums, empty
 from fastcifar.kernels.numba_bytes import FOUR, PANEL
-from fastcifar.kernels.numba_direct import POOLED_OUTPUT, ROWS, TAPS, WEIGHT_GRADIENT
+from fastcifar.kernels.numba_direct import POOLED_OUTPUT, TAPS, TOGETHER, WEIGHT_GRADIENT
 from fastcifar.kernels.threads import num_tasks_for, share_out
 from fastcifar.kernels.winograd import Sides, Unpooled
 
@@ -21,8 +21,9 @@ _MOST_CHANNELS = 32
 """Of the images: of more Winograd's way takes less time."""
 _MOST_PIXELS = 2**16
 """Of an output: 32 bits are sure to hold the sum of as many products of bytes."""
-_GROUPS = 16
-"""Images whose gradients are added up apart, whatever the number of threads: it makes no difference to the bits."""
+_GROUPS = 32
+"""Parts of a batch whose gradients are added up apart, by so many threads at most: their number is no matter to the
+bits."""
 
 
 def prepare() -> None:
@@ -33,8 +34,8 @@ def prepare() -> None:
 
 def takes(channels_in: int, channels_out: int, height: int, width: int, dtype: torch.dtype) -> bool:
     """Whether a convolution that gives maps of this height and width, then pooled, can be made so, and fast."""
-    few = channels_in % ROWS == 0 and channels_in <= _MOST_CHANNELS
-    fits = height >= 2 and width >= ROWS and height * width <= _MOST_PIXELS
+    few = channels_in % TOGETHER == 0 and channels_in <= _MOST_CHANNELS
+    fits = height >= 2 and width >= TOGETHER and height * width <= _MOST_PIXELS
     return few and fits and products.takes(dtype, channels_out)
 
 
@@ -120,6 +121,7 @@ class Convolution:
         return result, self._weight_gradient(images, gradient) if of_weight else None
 
     def _weight_gradient(self, images: Tensor, gradient: Unpooled) -> Tensor:
+        assert gradient.gradient.dtype == gradient.pooled.values.dtype == torch.bfloat16
         columns, groups = len(self.scales), min(self.n, _GROUPS)
         num_tasks = num_tasks_for(groups)
         total = torch.zeros((groups, TAPS, TAPS, self.channels_in, columns))

@@ -1,7 +1,7 @@
 """Rows of bfloat16 rounded to bytes, which share scales by row or by column: compiled code for AVX-512.
 
-What products.py multiplies. By its scale the largest of some values becomes 127, and all others the nearest whole
-numbers.
+What products.py and direct.py multiply. By its scale the largest of some values becomes 127, and all others the
+nearest whole numbers.
 """
 
 from collections.abc import Iterator
@@ -25,8 +25,7 @@ PANEL = 32
 LANES = 16
 SIGNS = np.int32(-0x7F7F7F80)
 """The highest bit of each of four bytes: switched, signed bytes are unsigned ones of 128 more."""
-MOST = np.float32(127)
-"""What the largest of some values becomes, as a signed byte."""
+_MOST = np.float32(127)
 _LEAST = np.float32(2.0**-100)
 """What the largest of zeros is taken for, so that there is a scale."""
 WHOLE = np.float32(1.5 * 2**23)
@@ -125,7 +124,7 @@ def _to_bytes(typing_context: Any, target: Any, words: Any, num: Any, factor: An
 
 
 @intrinsic
-def keep_larger(typing_context: Any, largest: Any, words: Any, num: Any) -> Any:
+def _keep_larger(typing_context: Any, largest: Any, words: Any, num: Any) -> Any:
     """Write the larger sizes of num bfloat16, a multiple of 2 LANES, and of those that are there, where these are."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -184,8 +183,22 @@ def scale_for(largest, most):
 @compiled
 def round_row(target, row, num, scales, sums, at):
     """Write a row of bfloat16 as signed bytes, and put its scale and its sum at a place."""
-    scales[at], factor = scale_for(largest_of(row, num), MOST)
+    scales[at], factor = scale_for(largest_of(row, num), _MOST)
     sums[at] = _to_bytes(target, row, num, factor)
+
+
+@compiled
+def scale_columns(rows, pitch, num_rows, num_columns, largest, factors, scales):
+    """Find a scale for each column of rows of bfloat16, and what its values are multiplied by.
+
+    largest: memory for as many bfloat16 as there are columns.
+    """
+    for column in range(num_columns):
+        largest[column] = 0
+    for row in range(num_rows):
+        _keep_larger(largest, moved(rows, row * pitch), num_columns)
+    for column in range(num_columns):
+        scales[column], factors[column] = scale_for(get(largest, column), _MOST)
 
 
 def _rounding_columns(signed: bool) -> Any:
@@ -198,12 +211,8 @@ def _rounding_columns(signed: bool) -> Any:
         largest, bfloat16, and factors: memory for as many as there are columns.
         """
         for column in range(num_columns):
-            largest[column] = 0
             sums[column] = 0
-        for row in range(num_rows):
-            keep_larger(largest, moved(rows, row * pitch), num_columns)
-        for column in range(num_columns):
-            scales[column], factors[column] = scale_for(get(largest, column), MOST)
+        scale_columns(rows, pitch, num_rows, num_columns, largest, factors, scales)
         num_steps = (num_rows + FOUR - 1) // FOUR
         for step in range(num_steps):
             row = FOUR * step

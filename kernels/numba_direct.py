@@ -24,7 +24,6 @@ from fastcifar.kernels.numba_bytes import (
     INTS,
     INTS_AT,
     LANES,
-    MOST,
     PANEL,
     WHOLE,
     WHOLE_BITS,
@@ -32,25 +31,23 @@ from fastcifar.kernels.numba_bytes import (
     WORDS_AT,
     at_bytes,
     call_llvm,
-    keep_larger,
     largest_of,
     nearest,
     overlapping,
+    scale_columns,
     scale_for,
     splat,
     spread,
 )
-from fastcifar.kernels.numba_jit import compiled, compiled_fused
-from fastcifar.kernels.numba_maps import flush, pool_row
+from fastcifar.kernels.numba_jit import compiled
+from fastcifar.kernels.numba_maps import combine_pixels, flush, pool_row
 from fastcifar.kernels.numba_share import reader, shared
-from fastcifar.kernels.numba_values import get, put, values_at
+from fastcifar.kernels.numba_values import values_at
 from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, ints_at, moved
 
-ROWS = 8
+TOGETHER = 8
 """Pixels, or channels, that are multiplied together."""
 TAPS = 3
-SLACK = 64
-"""Bytes behind a task's memory that are read and meet zeros."""
 POOLED_OUTPUT, WEIGHT_GRADIENT = range(2)
 
 _BYTE, _INT, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -58,9 +55,9 @@ _REGISTERS = range(PANEL // LANES)
 
 
 def _begin(builder: Any, starts: Any) -> list[list[Any]]:
-    """Registers of sums, ROWS by PANEL, that begin as the columns' numbers."""
+    """Registers of sums, TOGETHER by PANEL, that begin as the columns' numbers."""
     totals = []
-    for _ in range(ROWS):
+    for _ in range(TOGETHER):
         loaded = [builder.load(at_bytes(builder, starts, INTS, _LONG(4 * LANES * at)), align=4) for at in _REGISTERS]
         totals.append([cgutils.alloca_once_value(builder, value) for value in loaded])
     return totals
@@ -81,7 +78,7 @@ def _add_fours(builder: Any, totals: Any, lefts: list[Any], panel: Any, place: A
 
 def _finish(builder: Any, totals: Any, target: Any, pitch: Any, factors: Any, *, adds: bool) -> None:
     """Write the sums times the columns' factors to float32, or add them."""
-    for row in range(ROWS):
+    for row in range(TOGETHER):
         line = builder.gep(target, [builder.mul(pitch, _LONG(row))])
         for at in _REGISTERS:
             behind = _LONG(4 * LANES * at)
@@ -103,7 +100,7 @@ def _write_pixels(
     starts: Any,
     factors: Any,
 ) -> Any:
-    """Write ROWS pixels, which are pitch values apart, of PANEL columns; the first one's patch begins at `image`."""
+    """Write TOGETHER pixels, pitch values apart, of PANEL columns; the first one's patch begins at `image`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, pitch, image, channels, row_bytes, panel, starts, factors = arguments
@@ -116,7 +113,7 @@ def _write_pixels(
                 step = builder.mul(loop.index, _LONG(FOUR))
                 lefts = [
                     at_bytes(builder, line, _INT, builder.add(step, builder.mul(channels, _LONG(row))))
-                    for row in range(ROWS)
+                    for row in range(TOGETHER)
                 ]
                 _add_fours(builder, totals, lefts, columns, builder.mul(step, _LONG(PANEL)))
         _finish(builder, totals, target, pitch, factors, adds=False)
@@ -140,7 +137,7 @@ def _add_taps(
     starts: Any,
     factors: Any,
 ) -> Any:
-    """Add to ROWS channels' sums, pitch values apart, of PANEL columns: over num_rows rows of num_fours pixels."""
+    """Add to TOGETHER channels' sums, pitch values apart, of PANEL columns: over num_rows rows of num_fours pixels."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, pitch, planes, plane_bytes, row_bytes, num_rows, num_fours, panel, starts, factors = arguments
@@ -152,7 +149,7 @@ def _add_taps(
                 step = builder.mul(loop.index, _LONG(FOUR))
                 lefts = [
                     at_bytes(builder, line, _INT, builder.add(step, builder.mul(plane_bytes, _LONG(channel))))
-                    for channel in range(ROWS)
+                    for channel in range(TOGETHER)
                 ]
                 _add_fours(builder, totals, lefts, columns, builder.mul(step, _LONG(PANEL)))
         _finish(builder, totals, target, pitch, factors, adds=True)
@@ -177,6 +174,18 @@ def _least(typing_context: Any, words: Any, num: Any) -> Any:
         return call_llvm(builder, "llvm.vector.reduce.fmin.v16f32", ir.FloatType(), builder.load(least))
 
     return types.float32(WORDS_AT, types.int64), generate
+
+
+@intrinsic
+def _nearest_to_product(typing_context: Any, value: Any, factor: Any) -> Any:
+    """The whole number that `nearest` would give: a product and a sum rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FloatType()
+        found = call_llvm(builder, "llvm.fma.f32", kind, *arguments, kind(float(WHOLE)))
+        return builder.sub(builder.bitcast(found, _INT), _INT(WHOLE_BITS))
+
+    return types.int32(types.float32, types.float32), generate
 
 
 @intrinsic
@@ -251,7 +260,8 @@ def _round_image(told, image, frame):
     # The largest size stands for the largest value: what is no number stays none. 254, as both numbers are rounded.
     largest, least = largest_of(words, num), _least(words, num)
     scale, factor = scale_for(largest - least, np.float32(254))
-    zero = np.int32(np.float32(-least * factor + WHOLE).view(np.int32) - WHOLE_BITS)
+    # As the least value itself is rounded: it becomes 0, and none becomes less.
+    zero = -_nearest_to_product(least, factor)
     for at in range(told.frame_height * row_bytes):
         frame[at] = np.uint8(zero)
     for y in range(told.height):
@@ -268,7 +278,7 @@ _output = reader(Output)
 
 def output_scratch(frame: int, width: int, columns: int) -> int:
     """Bytes of memory that a task takes, for a frame of so many values and outputs of this width."""
-    return 8 * columns * (width + 1) + frame + SLACK
+    return 8 * columns * (width + 1) + frame
 
 
 @compiled
@@ -295,8 +305,8 @@ def _pooled_output(numbers, task, first, last):
             for panel in range(columns // PANEL):
                 for below in range(2):
                     line = moved(frame, (2 * row + below) * row_bytes)
-                    for x in range(0, width, ROWS):
-                        at = min(x, width - ROWS)
+                    for x in range(0, width, TOGETHER):
+                        at = min(x, width - TOGETHER)
                         _write_pixels(
                             moved(upper, (below * width + at) * columns + panel * PANEL),
                             columns,
@@ -307,8 +317,10 @@ def _pooled_output(numbers, task, first, last):
                             moved(starts, panel * PANEL),
                             moved(factors, panel * PANEL),
                         )
-            at = (image * rows + row) * pooled_columns * columns
-            pool_row(upper, lower, columns, pooled_columns, columns, moved(results, at), moved(places, at), partial)
+            pooled = (image * rows + row) * pooled_columns * columns
+            pool_row(
+                upper, lower, columns, pooled_columns, columns, moved(results, pooled), moved(places, pooled), partial
+            )
             flush(partial, sums, 2 * columns)
 
 
@@ -322,17 +334,7 @@ def gradient_scratch(frame: int, height: int, width: int, columns: int) -> int:
     """Bytes of memory that a task takes, for a frame of so many values and outputs of this height and width."""
     rows, pooled_columns = height // 2, width // 2
     panels = FOUR * 2 * rows * ((pooled_columns + 1) // 2) * columns
-    return panels + columns * (3 * 4 + 2 * rows * pooled_columns + 2 * 2) + 2 * frame + SLACK
-
-
-@compiled_fused
-def _combine(g, x, by_channel, channels, target, num):
-    """g * a + x * b + c, of num pixels."""
-    a, b, c = by_channel, moved(by_channel, channels), moved(by_channel, 2 * channels)
-    for pixel in range(num):
-        at = pixel * channels
-        for j in range(channels):
-            put(target, at + j, get(g, at + j) * get(a, j) + get(x, at + j) * get(b, j) + get(c, j))
+    return panels + columns * (3 * 4 + 2 * rows * pooled_columns + 2 * 2) + 2 * frame
 
 
 @compiled
@@ -341,17 +343,6 @@ def _to_planes(frame, num_pixels, channels, planes):
     for pixel in range(num_pixels):
         for channel in range(channels):
             planes[channel * num_pixels + pixel] = frame[pixel * channels + channel]
-
-
-@compiled
-def _round_pooled(words, num_pixels, columns, largest, scales, factors):
-    """Each column's scale, and what its values are multiplied by."""
-    for column in range(columns):
-        largest[column] = 0
-    for pixel in range(num_pixels):
-        keep_larger(largest, moved(words, pixel * columns), columns)
-    for column in range(columns):
-        scales[column], factors[column] = scale_for(get(largest, column), MOST)
 
 
 @compiled
@@ -389,7 +380,7 @@ def _add_image(product, channels, columns, planes, plane_bytes, row_bytes, panel
         panel = moved(panels, FOUR * column * num_rows * fours)
         for tap in range(TAPS * TAPS):
             patch = moved(planes, tap // TAPS * row_bytes + tap % TAPS)
-            for channel in range(0, channels, ROWS):
+            for channel in range(0, channels, TOGETHER):
                 _add_taps(
                     moved(product, (tap * channels + channel) * columns + column),
                     columns,
@@ -412,53 +403,45 @@ def _weight_gradient(numbers, task, first, last):
     rows, pooled_columns = (told.frame_height + 1 - TAPS) // 2, (told.frame_width + 1 - TAPS) // 2
     num, num_pixels, fours = rows * pooled_columns, told.frame_height * told.frame_width, (pooled_columns + 1) // 2
     g, x, places = values_at(of.gradient, True), values_at(of.values, True), bytes_at(of.places)
-    by_channel = floats_at(of.by_channel)
-    # What is read by whole registers comes first.
-    panels = of.scratch + task * of.scratch_bytes
-    scales = panels + FOUR * 2 * rows * fours * columns
-    factors, totals, words = scales + 4 * columns, scales + 8 * columns, scales + 12 * columns
-    zeros = words + 2 * num * columns
-    largest, planes = zeros + 2 * columns, zeros + 4 * columns
-    frame = planes + num_pixels * channels
+    a = floats_at(of.by_channel)
+    b, c = moved(a, columns), moved(a, 2 * columns)
+    room = of.scratch + task * of.scratch_bytes
+    panels = bytes_at(room)
+    room += FOUR * 2 * rows * fours * columns
+    scales, factors, starts = floats_at(room), floats_at(room + 4 * columns), ints_at(room + 8 * columns)
+    room += 12 * columns
+    gradient, zeros = values_at(room, True), values_at(room + 2 * num * columns, True)
+    room += 2 * (num + 1) * columns
+    largest = values_at(room, True)
+    room += 2 * columns
+    # Of the last plane up to two bytes too many are read, which meet zeros: behind it there is the frame.
+    planes, frame = bytes_at(room), bytes_at(room + num_pixels * channels)
     for column in range(columns):
-        values_at(zeros, True)[column] = 0
+        zeros[column] = 0
     for group in range(first, last):
         product = moved(floats_at(of.products), group * TAPS * TAPS * channels * columns)
         for image in range(of.n * group // of.groups, of.n * (group + 1) // of.groups):
-            scale, zero = _round_image(told, image, bytes_at(frame))
-            _to_planes(bytes_at(frame), num_pixels, channels, bytes_at(planes))
+            scale, zero = _round_image(told, image, frame)
+            _to_planes(frame, num_pixels, channels, planes)
             at = image * num * columns
-            _combine(moved(g, at), moved(x, at), by_channel, columns, values_at(words, True), num)
-            _round_pooled(
-                values_at(words, True), num, columns, values_at(largest, True), floats_at(scales), floats_at(factors)
-            )
-            _to_panels(
-                values_at(words, True),
-                moved(places, at),
-                rows,
-                pooled_columns,
-                columns,
-                values_at(zeros, True),
-                floats_at(factors),
-                bytes_at(panels),
-                ints_at(totals),
-            )
-            starts = ints_at(totals)
+            combine_pixels(moved(g, at), moved(x, at), a, b, c, columns, 0, num, gradient)
+            scale_columns(gradient, columns, num, columns, largest, factors, scales)
+            _to_panels(gradient, moved(places, at), rows, pooled_columns, columns, zeros, factors, panels, starts)
             for column in range(columns):
                 starts[column] = -zero * starts[column]
-                floats_at(factors)[column] = scale * floats_at(scales)[column]
+                factors[column] = scale * scales[column]
             _add_image(
                 product,
                 channels,
                 columns,
-                bytes_at(planes),
+                planes,
                 num_pixels,
                 told.frame_width,
-                bytes_at(panels),
+                panels,
                 2 * rows,
                 fours,
                 starts,
-                floats_at(factors),
+                factors,
             )
 
 

@@ -181,17 +181,22 @@ def _gelu_gradient(x, numbers, task, first, last):
 
 
 @compiled_fused
+def combine_pixels(g, x, a, b, c, channels, first, last, result):
+    """g * a + x * b + c, of pixels first to last; a, b and c are float32 [channels]."""
+    for pixel in range(first, last):
+        at = pixel * channels
+        for j in range(channels):
+            put(result, at + j, get(g, at + j) * get(a, j) + get(x, at + j) * get(b, j) + get(c, j))
+
+
+@compiled_fused
 def _combine(x, numbers, task, first, last):
     """g * a + x * b + c, of pixels first to last.
 
     numbers: x, channels, a, b and c float32 [channels], g, result.
     """
     channels, a, b, c = numbers[1], floats_at(numbers[2]), floats_at(numbers[3]), floats_at(numbers[4])
-    g, result = like(x, numbers[5]), like(x, numbers[6])
-    for pixel in range(first, last):
-        at = pixel * channels
-        for j in range(channels):
-            put(result, at + j, get(g, at + j) * get(a, j) + get(x, at + j) * get(b, j) + get(c, j))
+    combine_pixels(like(x, numbers[5]), x, a, b, c, channels, first, last, like(x, numbers[6]))
 
 
 @compiled_fused

@@ -81,11 +81,8 @@ def _group(each: int) -> int:
     The fewest whose tiles are two blocks of rows or more, of which the last is nearly full: of more images, less would
     be found in the core's own cache, and of fewer the weight would be read more often.
     """
-    for images in count(1):
-        rows = images * each
-        if rows >= 2 * products.MIN_ROWS and -rows % products.MIN_ROWS <= rows / 8:
-            return images
-    raise AssertionError
+    block = products.MIN_ROWS
+    return next(n for n in count(1) if n * each >= 2 * block and -(n * each) % block <= n * each / 8)
 
 
 def _transformed(weight: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -125,7 +122,7 @@ def _run_weight(use: int, size: int, tiles: Tensor, taps: Tensor) -> None:
 
 
 class _Memory(threading.local):
-    """The calling thread's memory for transformed tiles, kept from call to call.
+    """The calling thread's memory for transformed tiles and what else a call needs, kept from call to call.
 
     It is the largest that a step takes: freed and taken anew, it falls apart among what a step keeps.
     """
@@ -249,7 +246,7 @@ class Convolution:
         result = empty(*images.shape, dtype=self.dtype) if of_images else None
         taps = torch.zeros((self.channels_out, TAPS, TAPS, padded(self.channels_in))) if of_weight else None
         for piece in self._pieces():
-            of_products = self._tiles(piece, self.channels_out, "products") if of_weight else None
+            of_products = self._tiles(piece, self.channels_out, _name(TO_GRADIENT)) if of_weight else None
             if by_place is not None and result is not None:
                 from_patches = _Step(FROM_TILES, FROM_PATCH, (result,))
                 self._pass(piece, to_gradients, by_place, from_patches, of_products)
@@ -257,7 +254,7 @@ class Convolution:
                 self._run(piece, to_gradients, of_products)
             if taps is not None and of_products is not None:
                 if patches is None:
-                    kept = self._tiles(piece, self.channels_in, "patches")
+                    kept = self._tiles(piece, self.channels_in, _name(TO_PATCH))
                     self._run(piece, to_patches, kept)
                 else:
                     kept = self._of_piece(patches, piece)
@@ -327,8 +324,8 @@ class Convolution:
         if isinstance(by_place, products.Panels):
             self._pass_in_groups(piece, first, by_place, last, room)
             return
-        tiles = self._tiles(piece, self._channels(first.use), "tiles") if room is None else room
-        made = self._tiles(piece, self._channels(last.use), "made")
+        tiles = self._tiles(piece, self._channels(first.use), _name(first.use)) if room is None else room
+        made = self._tiles(piece, self._channels(last.use), _name(last.use))
         self._run(piece, first, tiles)
         torch.bmm(tiles, by_place, out=made)
         self._run(piece, last, made)
@@ -341,19 +338,17 @@ class Convolution:
         group = _group(each)
         num_tasks = num_tasks_for(-(-n // group))
 
-        def of_tasks(name: str, channels: int) -> Tensor:
-            shape = num_tasks, places, group * each | 1, padded(channels)
-            return _MEMORY.take(name, self.dtype, math.prod(shape)).view(shape)
+        def of_tasks(use: int) -> Tensor:
+            shape = num_tasks, places, group * each | 1, padded(self._channels(use))
+            return _MEMORY.take(_name(use), self.dtype, math.prod(shape)).view(shape)
 
-        tiles = of_tasks("tiles", self._channels(first.use)) if room is None else room[None]
-        made = of_tasks("made", self._channels(last.use))
-        into, _into_scratch = self._told(piece, first, tiles[0], num_tasks)
-        out_of, _out_scratch = self._told(piece, last, made[0], num_tasks)
+        tiles = of_tasks(first.use) if room is None else room[None]
+        made = of_tasks(last.use)
         multiply, _room = products.told_by_panels(tiles[0], panels, made[0], num_tasks)
         row_bytes = [memory.stride(2) * memory.element_size() for memory in (tiles, made)]
         numbers = numba_passes.numbers_of(
             num_tasks,
-            (into, multiply, out_of),
+            (self._told(piece, first, tiles[0], num_tasks), multiply, self._told(piece, last, made[0], num_tasks)),
             group=group,
             each=each,
             places=places,
@@ -379,8 +374,7 @@ class Convolution:
         """Do one of the steps for some of the images or of their outputs, as its use has it."""
         n = piece.stop - piece.start
         num_tasks = num_tasks_for(n)
-        numbers, _scratch = self._told(piece, step, tiles, num_tasks)
-        share_out(self._kernel(step), n, numbers, num_tasks)
+        share_out(self._kernel(step), n, self._told(piece, step, tiles, num_tasks), num_tasks)
 
     def _kernel(self, step: "_Step") -> Any:
         return numba_tiles.kernel(step.step, self.dtype == torch.bfloat16)
@@ -389,8 +383,8 @@ class Convolution:
         """Of the maps that a use is for."""
         return self.channels_in if use in (TO_PATCH, FROM_PATCH) else self.channels_out
 
-    def _told(self, piece: slice, step: "_Step", tiles: Tensor, num_tasks: int) -> tuple[list[int], Tensor]:
-        """What a step's kernel takes, and the tasks' memory, which must be kept until it has run."""
+    def _told(self, piece: slice, step: "_Step", tiles: Tensor, num_tasks: int) -> list[int]:
+        """What a step's kernel takes."""
         maps = [values[piece] for values in step.maps]
         # They are read by their addresses: maps of another dtype would be read beyond their ends.
         assert maps[0].dtype == self.dtype
@@ -402,7 +396,7 @@ class Convolution:
             height, width, side, before = self.out_height, self.out_width, size, (0, 0)
         channels = self._channels(step.use)
         scratch_floats = ((rows - 1) * size + side) * ((columns - 1) * size + side) * padded(channels)
-        scratch = torch.empty((num_tasks, scratch_floats), dtype=torch.float32)
+        scratch = _MEMORY.take(f"scratch {step.step}", torch.float32, num_tasks * scratch_floats)
         layout = numba_tiles.Layout(
             numba_tiles.transform(size, step.use, self.dtype == torch.bfloat16).address,
             height,
@@ -420,7 +414,12 @@ class Convolution:
             tiles=tiles.data_ptr(),
             value_bytes=tiles.element_size(),
         )
-        return [*layout, *(tensor.data_ptr() for tensor in (*maps, *step.others))], scratch
+        return [*layout, *(tensor.data_ptr() for tensor in (*maps, *step.others))]
+
+
+def _name(use: int) -> str:
+    """Of the memory for what a use makes of maps, or maps of: of the two uses of a pass, one has patches."""
+    return "patches" if use in (TO_PATCH, FROM_PATCH) else "products"
 
 
 class _Step(NamedTuple):

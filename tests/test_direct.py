@@ -98,6 +98,16 @@ def test_images_and_channels_have_scales_of_their_own() -> None:
     assert rms_error(pooled.values / size, plain) < 0.02
 
 
+def test_images_of_any_layout_are_taken() -> None:
+    images, weight = map_of(3, 8, 10, 11), map_of(32, 8, 3, 3, seed=1).float()
+    work = direct.Convolution.of(images, weight, (0, 0, 0, 0))
+    pooled, _ = work.pooled_output(images)
+    assert torch.equal(work.pooled_output(images.contiguous())[0].values, pooled.values)
+    told = winograd.Unpooled(map_of(*pooled.values.shape, seed=2), pooled, identity(32))
+    made = [work.gradients(x, told, of_images=False, of_weight=True)[1] for x in (images, images.contiguous())]
+    assert torch.equal(*made)
+
+
 def test_threads_make_no_difference() -> None:
     images, weight, kept = map_of(21, 24, 11, 12), map_of(64, 24, 3, 3, seed=1).float(), torch.get_num_threads()
     made = []

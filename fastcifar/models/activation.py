@@ -3,7 +3,7 @@
 On CPUs it is done in few passes over memory (kernels/maps.py), where the library's make one for each step.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from fastcifar.kernels.dispatch import has_numba
 from fastcifar.models.convolution import Conv2d, Sides, compute_dtype, convolve_3x3, takes_winograd, trains
+
+if TYPE_CHECKING:
+    from fastcifar.kernels import direct, winograd
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ class _NormGelu(torch.autograd.Function):
 
 
 class _ConvolvePoolNormGelu(torch.autograd.Function):
-    """Winograd's convolution, max-pooling, the norm and GELU: the map before pooling is never written."""
+    """Our convolution, max-pooling, the norm and GELU: the map before pooling is never written."""
 
     @staticmethod
     def forward(
@@ -172,8 +175,10 @@ class _ConvolvePoolNormGelu(torch.autograd.Function):
         return (*both, of_bias, None, None, None, None)
 
 
-def _pooled_convolution(images: Tensor, weight: Tensor, sides: Sides, int8: bool) -> Any:
-    """Of few channels a direct one, of more Winograd's."""
+def _pooled_convolution(
+    images: Tensor, weight: Tensor, sides: Sides, int8: bool
+) -> "direct.Convolution | winograd.Convolution":
+    """By bytes and of few channels a direct one, else Winograd's."""
     from fastcifar.kernels import direct, winograd
 
     left, right, top, bottom = sides

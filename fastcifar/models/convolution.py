@@ -1,10 +1,11 @@
 """3x3 convolutions that take another way on CPUs, where the library's is the slow part of training.
 
 In float32, and in bfloat16 where vectors are the units for it, they are made with a fraction of the multiplications
-(kernels/winograd.py); told `int8`, of 8 bits where there are units for these (kernels/products.py). In bfloat16 on AMX
-the library is said to be slow at the weight gradient of narrow maps, so images are laid side by side with columns of
-zeros between them and it is asked for the gradient of that (right by the tests, its gain not measured yet). Which way
-is taken depends on dtype, device, shape and `int8` alone, never on a timing, so that a seed repeats its bits.
+(kernels/winograd.py); told `int8`, of 8 bits where there are units for these (kernels/products.py; of few channels and
+pooled, kernels/direct.py). In bfloat16 on AMX the library is said to be slow at the weight gradient of narrow maps, so
+images are laid side by side with columns of zeros between them and it is asked for the gradient of that (right by the
+tests, its gain not measured yet). Which way is taken depends on dtype, device, shape and `int8` alone, never on a
+timing, so that a seed repeats its bits.
 """
 
 from typing import Any, Literal
@@ -64,7 +65,7 @@ def convolve_3x3(
 
 
 def takes_winograd(images: Tensor, weight: Tensor, sides: Sides, *, int8: bool = False) -> bool:
-    """Whether `convolve_3x3` makes the convolution with few multiplications."""
+    """Whether `convolve_3x3` makes the convolution with few multiplications, so that it need not be the library's."""
     return _way_for(images, weight, sides, int8) is _Winograd
 
 

@@ -20,8 +20,9 @@ def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
     """
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
-    # A GPU waits for launches rather than for products, of which there are fewer one after another that way.
-    x = _one_by_one(x, steps) if x.is_cuda and x.dtype != torch.float32 else _by_gram(x, steps)
+    # Of the Gram matrix float16 has too small a range. On a GPU a stack's few launches count for more than products.
+    by_gram = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and x.device.type == "cpu")
+    x = _by_gram(x, steps) if by_gram else _one_by_one(x, steps)
     return x.mT if tall else x
 
 
@@ -41,12 +42,8 @@ def _by_gram(x: Tensor, steps: int) -> Tensor:
     Each step multiplies x by a polynomial of its Gram matrix: what these make together is had from that matrix alone.
     """
     gram = _product(x, x.mT)
-    scale = (
-        1
-        / (gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.promote_types(x.dtype, torch.float32)).sqrt() + _TINY)[
-            ..., None, None
-        ]
-    )
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float32).sqrt()
+    scale = 1 / (norm + _TINY)[..., None, None]
     gram = (gram * scale**2).to(x.dtype)
     left = scale
     for step in range(steps):
@@ -78,11 +75,13 @@ class Muon(torch.optim.Optimizer):
     meaningless, and a fixed norm keeps the relative step what `lr` says. On a GPU weights of one shape are updated as
     one stack, in bfloat16.
 
-    dtype: that of products on a CPU, float32 or bfloat16.
+    dtype: what the updates of a CPU's weights are made in, None for the weights' own.
     """
 
+    _dtype: torch.dtype | None = None
+
     def __init__(
-        self, params: list[nn.Parameter], lr: float, momentum: float, dtype: torch.dtype = torch.float32
+        self, params: list[nn.Parameter], lr: float, momentum: float, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self._dtype = dtype
@@ -106,18 +105,22 @@ class Muon(torch.optim.Optimizer):
         directions = torch._foreach_add(grads, buffers, alpha=momentum)
         scales = [len(w) ** 0.5 / norm for w, norm in zip(weights, torch._foreach_norm(weights), strict=True)]
         torch._foreach_mul_(weights, scales)
-        for weight, update in zip(weights, _updates(directions, self._dtype), strict=True):
-            weight.add_(update, alpha=-lr)
+        updates = _updates(directions, self._dtype)
+        if updates[0].dtype == weights[0].dtype:
+            torch._foreach_add_(weights, updates, alpha=-lr)
+        else:
+            for weight, update in zip(weights, updates, strict=True):
+                weight.add_(update, alpha=-lr)
 
 
-def _updates(directions: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def _updates(directions: Sequence[Tensor], dtype: torch.dtype | None) -> list[Tensor]:
     """Directions of one shape [out, in, kh, kw], each orthogonalised as a matrix [out, kh * kw * in]."""
     # The order of columns makes no difference to the result; this is the one in which channels-last memory has them.
     matrices = [direction.permute(0, 2, 3, 1).flatten(1) for direction in directions]
     if matrices[0].is_cuda:
-        updates = list(orthogonalise(torch.stack(matrices).bfloat16()).unbind())
+        updates = list(orthogonalise(torch.stack(matrices).bfloat16()).to(matrices[0].dtype).unbind())
     else:
-        updates = [orthogonalise(matrix.to(dtype)) for matrix in matrices]
+        updates = [orthogonalise(matrix if dtype is None else matrix.to(dtype)) for matrix in matrices]
     out, channels, height, width = directions[0].shape
     return [update.view(out, height, width, channels).permute(0, 3, 1, 2) for update in updates]
 
@@ -168,7 +171,8 @@ def _muon(
     rest = torch.optim.SGD(
         [g for g in groups if g["params"]], lr=1.0, momentum=config.sgd_momentum, nesterov=config.sgd_momentum > 0
     )
-    products = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    # float16 is for GPUs alone, whose updates are bfloat16 whatever a step computes in.
+    products = torch.bfloat16 if dtype == torch.bfloat16 else None
     return [rest, Muon(filters, config.lr, config.momentum, products)]
 
 
