@@ -171,12 +171,12 @@ def _about(result: Result) -> str:
 
 
 def records(folder: Path, base: Path) -> str:
-    """Markdown of the cards under `folder`: the newest of each recipe, data set and device, its runs together."""
+    """Markdown of the cards under `folder`: the newest of each recipe, epochs, data set and device, runs together."""
     groups = [(place, _cards(place)) for place in _places(folder)] if folder.is_dir() else []
     lines: dict[tuple[str, ...], str] = {}
     for place, cards in groups:
         if cards:
-            key = tuple(str(cards[0][name]) for name in ("recipe", "dataset", "device", "dtype"))
+            key = tuple(str(cards[0][name]) for name in ("recipe", "epochs", "dataset", "device", "dtype"))
             lines.setdefault(key, _record_line(os.path.relpath(place, base), cards))
     if not lines:
         return "No run is on record yet."

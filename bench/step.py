@@ -49,7 +49,7 @@ def _arithmetics(recipe: str) -> list[str]:
     import torch
 
     from fastcifar import config as configs
-    from fastcifar.models.convolution import takes_int8
+    from fastcifar.models.convolution import network_takes_int8
     from fastcifar.schema import TrainConfig
     from fastcifar.training.device import pick_device, pick_dtype
     from fastcifar.training.session import build_network
@@ -59,7 +59,7 @@ def _arithmetics(recipe: str) -> list[str]:
         return ["fp32"]
     with torch.device("meta"):
         network = build_network(configs.load(recipe, ["model.int8=true"]).model, 10)
-    return ["fp32", "bf16", "int8"] if takes_int8(network, device, torch.bfloat16) else ["fp32", "bf16"]
+    return ["fp32", "bf16", "int8"] if network_takes_int8(network, device, torch.bfloat16) else ["fp32", "bf16"]
 
 
 def _values(key: str, one: Measured, measured: dict[str, Measured]) -> dict[str, float]:

@@ -13,17 +13,18 @@ from torch import Tensor
 from fastcifar.kernels import numba_direct, products, winograd
 from fastcifar.kernels.maps import Pooled, Sums, empty
 from fastcifar.kernels.numba_bytes import FOUR, PANEL
-from fastcifar.kernels.numba_direct import POOLED_OUTPUT, TAPS, TOGETHER, WEIGHT_GRADIENT
+from fastcifar.kernels.numba_direct import POOLED_OUTPUT, ROWS_AT_ONCE, WEIGHT_GRADIENT
+from fastcifar.kernels.shapes import TAPS, Sides, channels_last, out_size
 from fastcifar.kernels.threads import num_tasks_for, share_out
-from fastcifar.kernels.winograd import Sides, Unpooled
+from fastcifar.kernels.winograd import Unpooled
 
 _MOST_CHANNELS = 32
 """Of the images: of more Winograd's way takes less time."""
 _MOST_PIXELS = 2**16
 """Of an output: 32 bits are sure to hold the sum of as many products of bytes."""
 _GROUPS = 32
-"""Parts of a batch whose gradients are added up apart, by so many threads at most: their number is no matter to the
-bits."""
+"""The weight's gradient is summed in so many parts of the batch, each by one thread, and then over the parts, so that
+its bits do not depend on the number of threads. More threads than these have nothing to do."""
 
 
 def prepare() -> None:
@@ -34,8 +35,8 @@ def prepare() -> None:
 
 def takes(channels_in: int, channels_out: int, height: int, width: int, dtype: torch.dtype) -> bool:
     """Whether a convolution that gives maps of this height and width, then pooled, can be made so, and fast."""
-    few = channels_in % TOGETHER == 0 and channels_in <= _MOST_CHANNELS
-    fits = height >= 2 and width >= TOGETHER and height * width <= _MOST_PIXELS
+    few = channels_in % ROWS_AT_ONCE == 0 and channels_in <= _MOST_CHANNELS
+    fits = height >= 2 and width >= ROWS_AT_ONCE and height * width <= _MOST_PIXELS
     return few and fits and products.takes(dtype, channels_out)
 
 
@@ -80,8 +81,7 @@ class Convolution:
 
     @property
     def _out_size(self) -> tuple[int, int]:
-        height, width = self._frame_size
-        return height + 1 - TAPS, width + 1 - TAPS
+        return out_size(self.height, self.width, self.sides)
 
     def room_for_patches(self) -> None:
         """Nothing is kept for the way back."""
@@ -93,7 +93,7 @@ class Convolution:
         values = empty(self.n, columns, height // 2, width // 2, dtype=images.dtype)
         pooled, sums = Pooled(values, torch.empty_like(values, dtype=torch.uint8)), Sums(values)
         num_tasks = num_tasks_for(self.n)
-        room = products.Room.of(num_tasks, numba_direct.output_scratch(self._frame_values, width, columns))
+        scratch = products.Scratch.of(num_tasks, numba_direct.output_scratch(self._frame_values, width, columns)[-1])
         images, frame = self._framed(images)
         told = numba_direct.Output(
             results=values.data_ptr(),
@@ -104,8 +104,8 @@ class Convolution:
             panels=self.panels.data_ptr(),
             scales=self.scales.data_ptr(),
             totals=self.totals.data_ptr(),
-            scratch=room.memory.data_ptr(),
-            scratch_bytes=room.task_bytes,
+            scratch=scratch.memory.data_ptr(),
+            scratch_bytes=scratch.task_bytes,
         )
         share_out(numba_direct.kernel(POOLED_OUTPUT), self.n, [*frame, *told], num_tasks)
         return pooled, sums.total()
@@ -125,7 +125,9 @@ class Convolution:
         columns, groups = len(self.scales), min(self.n, _GROUPS)
         num_tasks = num_tasks_for(groups)
         total = torch.zeros((groups, TAPS, TAPS, self.channels_in, columns))
-        room = products.Room.of(num_tasks, numba_direct.gradient_scratch(self._frame_values, *self._out_size, columns))
+        rows, pooled_columns = gradient.pooled.values.shape[2:]
+        parts = numba_direct.gradient_scratch(self._frame_values, rows, pooled_columns, columns)
+        scratch = products.Scratch.of(num_tasks, parts[-1])
         by_channel = torch.stack(gradient.by_channel)
         images, frame = self._framed(images)
         told = numba_direct.Gradient(
@@ -137,8 +139,8 @@ class Convolution:
             n=self.n,
             groups=groups,
             products=total.data_ptr(),
-            scratch=room.memory.data_ptr(),
-            scratch_bytes=room.task_bytes,
+            scratch=scratch.memory.data_ptr(),
+            scratch_bytes=scratch.task_bytes,
         )
         share_out(numba_direct.kernel(WEIGHT_GRADIENT), groups, [*frame, *told], num_tasks)
         return total.sum(0).permute(3, 2, 0, 1)
@@ -151,6 +153,6 @@ class Convolution:
     def _framed(self, images: Tensor) -> tuple[Tensor, numba_direct.Frame]:
         """The images as they are read, which must be kept meanwhile, and what tells of them."""
         assert images.dtype == torch.bfloat16 and images.device.type == "cpu"
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = channels_last(images)
         sizes = self.height, self.width, self.channels_in, self.sides[2], self.sides[0]
         return images, numba_direct.Frame(images.data_ptr(), *sizes, *self._frame_size)

@@ -65,14 +65,19 @@ def call_llvm(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
 
 
 def _larger(builder: Any, largest: Any, words: Any) -> Any:
-    """Of two vectors' values the larger sizes: without their signs, bits of bfloat16 are in their order."""
+    """Of two vectors' values the larger absolute ones: without their signs, bits of bfloat16 are in their order."""
     sizes = builder.and_(words, splat(words.type, 0x7FFF))
     return call_llvm(builder, f"llvm.umax.v{sizes.type.count}i16", sizes.type, largest, sizes)
 
 
+def widened(builder: Any, words: Any) -> Any:
+    """A vector of bfloat16 as float32."""
+    return builder.bitcast(builder.shl(builder.zext(words, INTS), splat(INTS, 16)), FLOATS)
+
+
 def nearest(builder: Any, words: Any, factors: Any) -> Any:
     """The whole numbers that are nearest to bfloat16 times factors, in the lowest bytes; above them what WHOLE has."""
-    values = builder.bitcast(builder.shl(builder.zext(words, INTS), splat(INTS, 16)), FLOATS)
+    values = widened(builder, words)
     return builder.bitcast(
         call_llvm(builder, "llvm.fma.v16f32", FLOATS, values, factors, splat(FLOATS, float(WHOLE))), INTS
     )
@@ -80,7 +85,10 @@ def nearest(builder: Any, words: Any, factors: Any) -> Any:
 
 @contextmanager
 def overlapping(builder: Any, num: Any, lanes: int) -> Iterator[Any]:
-    """A loop over num values, at least `lanes`, so many at a time: of fewer the last ones with some of those before."""
+    """A loop over num values, `lanes` at a time: the last ones, where fewer are left, with some of those before.
+
+    num is at least `lanes`.
+    """
     last = builder.sub(num, _LONG(lanes))
     with cgutils.for_range(builder, builder.udiv(builder.add(num, _LONG(lanes - 1)), _LONG(lanes))) as loop:
         first = builder.mul(loop.index, _LONG(lanes))
@@ -89,7 +97,7 @@ def overlapping(builder: Any, num: Any, lanes: int) -> Iterator[Any]:
 
 @intrinsic
 def largest_of(typing_context: Any, words: Any, num: Any) -> Any:
-    """The largest size of num bfloat16, at least 2 LANES, as float32."""
+    """The largest absolute value of num bfloat16, as float32; num is at least 2 LANES."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         words, num = arguments
@@ -125,7 +133,7 @@ def _to_bytes(typing_context: Any, target: Any, words: Any, num: Any, factor: An
 
 @intrinsic
 def _keep_larger(typing_context: Any, largest: Any, words: Any, num: Any) -> Any:
-    """Write the larger sizes of num bfloat16, a multiple of 2 LANES, and of those that are there, where these are."""
+    """Write the larger absolute values of num bfloat16, a multiple of 2 LANES, and of those that are there already."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         largest, words, num = arguments
@@ -153,13 +161,12 @@ def _columns_to_bytes(signed: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             target, *rows, factors, sums = arguments
             factors = builder.load(at_bytes(builder, factors, FLOATS), align=4)
-            fours, total = (
-                splat(INTS, 0 if signed else int(SIGNS)),
-                builder.load(at_bytes(builder, sums, INTS), align=4),
-            )
+            fours = splat(INTS, 0 if signed else int(SIGNS))
+            total = builder.load(at_bytes(builder, sums, INTS), align=4) if signed else None
             for place, row in enumerate(rows):
                 bits = nearest(builder, builder.load(at_bytes(builder, row, WORDS), align=2), factors)
-                total = builder.add(total, builder.sub(bits, splat(INTS, WHOLE_BITS)))
+                if signed:
+                    total = builder.add(total, builder.sub(bits, splat(INTS, WHOLE_BITS)))
                 byte = builder.shl(builder.and_(bits, splat(INTS, 0xFF)), splat(INTS, 8 * place))
                 fours = builder.xor(fours, byte)
             builder.store(fours, at_bytes(builder, target, INTS), align=4)
@@ -182,7 +189,7 @@ def scale_for(largest, most):
 
 @compiled
 def round_row(target, row, num, scales, sums, at):
-    """Write a row of bfloat16 as signed bytes, and put its scale and its sum at a place."""
+    """Write a row of num bfloat16, a multiple of 2 LANES, as signed bytes, and put its scale and its sum at a place."""
     scales[at], factor = scale_for(largest_of(row, num), _MOST)
     sums[at] = _to_bytes(target, row, num, factor)
 
@@ -191,7 +198,7 @@ def round_row(target, row, num, scales, sums, at):
 def scale_columns(rows, pitch, num_rows, num_columns, largest, factors, scales):
     """Find a scale for each column of rows of bfloat16, and what its values are multiplied by.
 
-    largest: memory for as many bfloat16 as there are columns.
+    num_columns: a multiple of 2 LANES. largest: memory for as many bfloat16 as there are columns.
     """
     for column in range(num_columns):
         largest[column] = 0
@@ -206,9 +213,10 @@ def _rounding_columns(signed: bool) -> Any:
 
     @compiled
     def round_columns(target, rows, pitch, num_rows, num_columns, zeros, largest, factors, scales, sums):
-        """Write rows of bfloat16 as panels with a scale and a sum for each column; to a multiple of four, of zeros.
+        """Write rows of bfloat16 as panels with a scale for each column; to a multiple of four, of zeros.
 
-        largest, bfloat16, and factors: memory for as many as there are columns.
+        Where they are signed, a column's sum too, else a zero. num_columns: a multiple of 2 LANES. largest, bfloat16,
+        and factors: memory for as many as there are columns.
         """
         for column in range(num_columns):
             sums[column] = 0

@@ -38,16 +38,17 @@ from fastcifar.kernels.numba_bytes import (
     scale_for,
     splat,
     spread,
+    widened,
 )
 from fastcifar.kernels.numba_jit import compiled
 from fastcifar.kernels.numba_maps import combine_pixels, flush, pool_row
 from fastcifar.kernels.numba_share import reader, shared
 from fastcifar.kernels.numba_values import values_at
 from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, ints_at, moved
+from fastcifar.kernels.shapes import TAPS
 
-TOGETHER = 8
+ROWS_AT_ONCE = 8
 """Pixels, or channels, that are multiplied together."""
-TAPS = 3
 POOLED_OUTPUT, WEIGHT_GRADIENT = range(2)
 
 _BYTE, _INT, _LONG = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -55,9 +56,9 @@ _REGISTERS = range(PANEL // LANES)
 
 
 def _begin(builder: Any, starts: Any) -> list[list[Any]]:
-    """Registers of sums, TOGETHER by PANEL, that begin as the columns' numbers."""
+    """Registers of sums, ROWS_AT_ONCE by PANEL, that begin as the columns' numbers."""
     totals = []
-    for _ in range(TOGETHER):
+    for _ in range(ROWS_AT_ONCE):
         loaded = [builder.load(at_bytes(builder, starts, INTS, _LONG(4 * LANES * at)), align=4) for at in _REGISTERS]
         totals.append([cgutils.alloca_once_value(builder, value) for value in loaded])
     return totals
@@ -78,7 +79,7 @@ def _add_fours(builder: Any, totals: Any, lefts: list[Any], panel: Any, place: A
 
 def _finish(builder: Any, totals: Any, target: Any, pitch: Any, factors: Any, *, adds: bool) -> None:
     """Write the sums times the columns' factors to float32, or add them."""
-    for row in range(TOGETHER):
+    for row in range(ROWS_AT_ONCE):
         line = builder.gep(target, [builder.mul(pitch, _LONG(row))])
         for at in _REGISTERS:
             behind = _LONG(4 * LANES * at)
@@ -93,27 +94,27 @@ def _write_pixels(
     typing_context: Any,
     target: Any,
     pitch: Any,
-    image: Any,
+    patch: Any,
     channels: Any,
     row_bytes: Any,
     panel: Any,
     starts: Any,
     factors: Any,
 ) -> Any:
-    """Write TOGETHER pixels, pitch values apart, of PANEL columns; the first one's patch begins at `image`."""
+    """Write ROWS_AT_ONCE pixels, pitch values apart, of PANEL columns; the first one's patch begins at `patch`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        target, pitch, image, channels, row_bytes, panel, starts, factors = arguments
+        target, pitch, patch, channels, row_bytes, panel, starts, factors = arguments
         totals = _begin(builder, starts)
         steps = builder.udiv(builder.mul(channels, _LONG(TAPS)), _LONG(FOUR))
         for tap in range(TAPS):
-            line = builder.gep(image, [builder.mul(row_bytes, _LONG(tap))])
+            line = builder.gep(patch, [builder.mul(row_bytes, _LONG(tap))])
             columns = builder.gep(panel, [builder.mul(steps, _LONG(tap * FOUR * PANEL))])
             with cgutils.for_range(builder, steps) as loop:
                 step = builder.mul(loop.index, _LONG(FOUR))
                 lefts = [
                     at_bytes(builder, line, _INT, builder.add(step, builder.mul(channels, _LONG(row))))
-                    for row in range(TOGETHER)
+                    for row in range(ROWS_AT_ONCE)
                 ]
                 _add_fours(builder, totals, lefts, columns, builder.mul(step, _LONG(PANEL)))
         _finish(builder, totals, target, pitch, factors, adds=False)
@@ -124,7 +125,7 @@ def _write_pixels(
 
 
 @intrinsic
-def _add_taps(
+def _add_tap(
     typing_context: Any,
     target: Any,
     pitch: Any,
@@ -137,7 +138,10 @@ def _add_taps(
     starts: Any,
     factors: Any,
 ) -> Any:
-    """Add to TOGETHER channels' sums, pitch values apart, of PANEL columns: over num_rows rows of num_fours pixels."""
+    """Add what one tap gives to the sums of ROWS_AT_ONCE channels, pitch values apart, and PANEL columns.
+
+    Over num_rows rows of pixels, num_fours times four of them each.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, pitch, planes, plane_bytes, row_bytes, num_rows, num_fours, panel, starts, factors = arguments
@@ -149,7 +153,7 @@ def _add_taps(
                 step = builder.mul(loop.index, _LONG(FOUR))
                 lefts = [
                     at_bytes(builder, line, _INT, builder.add(step, builder.mul(plane_bytes, _LONG(channel))))
-                    for channel in range(TOGETHER)
+                    for channel in range(ROWS_AT_ONCE)
                 ]
                 _add_fours(builder, totals, lefts, columns, builder.mul(step, _LONG(PANEL)))
         _finish(builder, totals, target, pitch, factors, adds=True)
@@ -161,15 +165,14 @@ def _add_taps(
 
 @intrinsic
 def _least(typing_context: Any, words: Any, num: Any) -> Any:
-    """The least of num bfloat16, at least LANES, and of zero."""
+    """The least of zero and num bfloat16; num is at least LANES."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         words, num = arguments
         least = cgutils.alloca_once_value(builder, splat(FLOATS, 0.0))
         with overlapping(builder, num, LANES) as first:
             found = builder.load(at_bytes(builder, words, WORDS, builder.mul(first, _LONG(2))), align=2)
-            values = builder.bitcast(builder.shl(builder.zext(found, INTS), splat(INTS, 16)), FLOATS)
-            kept = builder.load(least)
+            values, kept = widened(builder, found), builder.load(least)
             builder.store(builder.select(builder.fcmp_ordered("<", values, kept), values, kept), least)
         return call_llvm(builder, "llvm.vector.reduce.fmin.v16f32", ir.FloatType(), builder.load(least))
 
@@ -190,7 +193,7 @@ def _nearest_to_product(typing_context: Any, value: Any, factor: Any) -> Any:
 
 @intrinsic
 def _to_unsigned(typing_context: Any, target: Any, words: Any, num: Any, factor: Any, zero: Any) -> Any:
-    """Write num bfloat16, at least LANES, times a factor and moved by a zero point, as unsigned bytes."""
+    """Write num bfloat16, times a factor and moved by a zero point, as unsigned bytes; num is at least LANES."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, words, num, factor, zero = arguments
@@ -252,20 +255,21 @@ _frame = reader(Frame)
 
 
 @compiled
-def _round_image(told, image, frame):
+def _round_image(layout, image, frame):
     """Write an image, rounded, into its frame; its scale and its zero point."""
-    row_values, row_bytes = told.width * told.channels, told.frame_width * told.channels
-    num = told.height * row_values
-    words = moved(values_at(told.images, True), image * num)
-    # The largest size stands for the largest value: what is no number stays none. 254, as both numbers are rounded.
+    row_values, row_bytes = layout.width * layout.channels, layout.frame_width * layout.channels
+    num = layout.height * row_values
+    words = moved(values_at(layout.images, True), image * num)
+    # The largest absolute value is no less than the largest, and keeps what is no number. 254 and not 255, as a value
+    # and the zero point are each rounded, by a half at most.
     largest, least = largest_of(words, num), _least(words, num)
     scale, factor = scale_for(largest - least, np.float32(254))
     # As the least value itself is rounded: it becomes 0, and none becomes less.
     zero = -_nearest_to_product(least, factor)
-    for at in range(told.frame_height * row_bytes):
+    for at in range(layout.frame_height * row_bytes):
         frame[at] = np.uint8(zero)
-    for y in range(told.height):
-        to = moved(frame, (y + told.top) * row_bytes + told.left * told.channels)
+    for y in range(layout.height):
+        to = moved(frame, (y + layout.top) * row_bytes + layout.left * layout.channels)
         _to_unsigned(to, moved(words, y * row_values), row_values, factor, zero)
     return scale, zero
 
@@ -276,28 +280,34 @@ addresses of the weight's panels, of their columns' scales and of the sums of th
 _output = reader(Output)
 
 
-def output_scratch(frame: int, width: int, columns: int) -> int:
-    """Bytes of memory that a task takes, for a frame of so many values and outputs of this width."""
-    return 8 * columns * (width + 1) + frame
+def output_scratch(frame_bytes: int, width: int, columns: int) -> tuple[int, ...]:
+    """Where in a task's memory is what: two rows of outputs, factors, starts and the frame; and the bytes of it all."""
+    factors = 2 * 4 * width * columns
+    starts = factors + 4 * columns
+    frame = starts + 4 * columns
+    return 0, factors, starts, frame, frame + frame_bytes
+
+
+_output_scratch = compiled(output_scratch)
 
 
 @compiled
 def _pooled_output(numbers, task, first, last):
     """Convolve images first to last - 1, two rows of outputs at a time, which are pooled."""
-    told, to = _frame(numbers), _output(moved(numbers, _NUM_FRAME))
-    channels, columns, row_bytes = told.channels, to.columns, told.frame_width * told.channels
-    width = told.frame_width + 1 - TAPS
-    rows, pooled_columns = (told.frame_height + 1 - TAPS) // 2, width // 2
-    results, places = values_at(to.results, True), bytes_at(to.places)
-    sums, partial = moved(doubles_at(to.sums), task * 2 * columns), moved(floats_at(to.partial), task * 2 * columns)
-    scales, totals = floats_at(to.scales), ints_at(to.totals)
-    room = to.scratch + task * to.scratch_bytes
-    upper, lower = floats_at(room), floats_at(room + 4 * width * columns)
-    room += 8 * width * columns
-    factors, starts, frame = floats_at(room), ints_at(room + 4 * columns), bytes_at(room + 8 * columns)
+    layout, out = _frame(numbers), _output(moved(numbers, _NUM_FRAME))
+    channels, columns, row_bytes = layout.channels, out.columns, layout.frame_width * layout.channels
+    width = layout.frame_width + 1 - TAPS
+    rows, pooled_columns = (layout.frame_height + 1 - TAPS) // 2, width // 2
+    results, places = values_at(out.results, True), bytes_at(out.places)
+    sums, partial = moved(doubles_at(out.sums), task * 2 * columns), moved(floats_at(out.partial), task * 2 * columns)
+    scales, totals = floats_at(out.scales), ints_at(out.totals)
+    scratch = out.scratch + task * out.scratch_bytes
+    parts = _output_scratch(layout.frame_height * row_bytes, width, columns)
+    upper, lower = floats_at(scratch + parts[0]), floats_at(scratch + parts[0] + 4 * width * columns)
+    factors, starts, frame = floats_at(scratch + parts[1]), ints_at(scratch + parts[2]), bytes_at(scratch + parts[3])
     panel_bytes = TAPS * TAPS * channels * PANEL
     for image in range(first, last):
-        scale, zero = _round_image(told, image, frame)
+        scale, zero = _round_image(layout, image, frame)
         for column in range(columns):
             factors[column] = scale * scales[column]
             starts[column] = -zero * totals[column]
@@ -305,15 +315,16 @@ def _pooled_output(numbers, task, first, last):
             for panel in range(columns // PANEL):
                 for below in range(2):
                     line = moved(frame, (2 * row + below) * row_bytes)
-                    for x in range(0, width, TOGETHER):
-                        at = min(x, width - TOGETHER)
+                    for x in range(0, width, ROWS_AT_ONCE):
+                        # Where fewer are left, the last ones once more with some of those before.
+                        at = min(x, width - ROWS_AT_ONCE)
                         _write_pixels(
                             moved(upper, (below * width + at) * columns + panel * PANEL),
                             columns,
                             moved(line, at * channels),
                             channels,
                             row_bytes,
-                            bytes_at(to.panels + panel * panel_bytes),
+                            bytes_at(out.panels + panel * panel_bytes),
                             moved(starts, panel * PANEL),
                             moved(factors, panel * PANEL),
                         )
@@ -330,11 +341,25 @@ images and groups of them; the address of each group's float32 [9 * channels, co
 _gradient = reader(Gradient)
 
 
-def gradient_scratch(frame: int, height: int, width: int, columns: int) -> int:
-    """Bytes of memory that a task takes, for a frame of so many values and outputs of this height and width."""
-    rows, pooled_columns = height // 2, width // 2
-    panels = FOUR * 2 * rows * ((pooled_columns + 1) // 2) * columns
-    return panels + columns * (3 * 4 + 2 * rows * pooled_columns + 2 * 2) + 2 * frame
+def gradient_scratch(frame_bytes: int, rows: int, pooled_columns: int, columns: int) -> tuple[int, ...]:
+    """Where in a task's memory is what, for a pooled gradient of rows and columns of pixels; bytes of it all.
+
+    The gradient's panels; each column's scale, factor and start; the gradient as bfloat16, a pixel of zeros behind
+    it, and of one more the largest values; the image's planes, and behind them, where two bytes more are read and meet
+    zeros, its frame.
+    """
+    scales = FOUR * 2 * rows * ((pooled_columns + 1) // 2) * columns
+    factors = scales + 4 * columns
+    starts = factors + 4 * columns
+    gradient = starts + 4 * columns
+    zeros = gradient + 2 * rows * pooled_columns * columns
+    largest = zeros + 2 * columns
+    planes = largest + 2 * columns
+    frame = planes + frame_bytes
+    return 0, scales, factors, starts, gradient, zeros, largest, planes, frame, frame + frame_bytes
+
+
+_gradient_scratch = compiled(gradient_scratch)
 
 
 @compiled
@@ -380,8 +405,8 @@ def _add_image(product, channels, columns, planes, plane_bytes, row_bytes, panel
         panel = moved(panels, FOUR * column * num_rows * fours)
         for tap in range(TAPS * TAPS):
             patch = moved(planes, tap // TAPS * row_bytes + tap % TAPS)
-            for channel in range(0, channels, TOGETHER):
-                _add_taps(
+            for channel in range(0, channels, ROWS_AT_ONCE):
+                _add_tap(
                     moved(product, (tap * channels + channel) * columns + column),
                     columns,
                     moved(patch, channel * plane_bytes),
@@ -398,30 +423,30 @@ def _add_image(product, channels, columns, planes, plane_bytes, row_bytes, panel
 @compiled
 def _weight_gradient(numbers, task, first, last):
     """Sum the weight's gradient over the images of groups first to last - 1."""
-    told, of = _frame(numbers), _gradient(moved(numbers, _NUM_FRAME))
-    channels, columns = told.channels, of.columns
-    rows, pooled_columns = (told.frame_height + 1 - TAPS) // 2, (told.frame_width + 1 - TAPS) // 2
-    num, num_pixels, fours = rows * pooled_columns, told.frame_height * told.frame_width, (pooled_columns + 1) // 2
-    g, x, places = values_at(of.gradient, True), values_at(of.values, True), bytes_at(of.places)
-    a = floats_at(of.by_channel)
+    layout, given = _frame(numbers), _gradient(moved(numbers, _NUM_FRAME))
+    channels, columns, num_pixels = layout.channels, given.columns, layout.frame_height * layout.frame_width
+    rows, pooled_columns = (layout.frame_height + 1 - TAPS) // 2, (layout.frame_width + 1 - TAPS) // 2
+    num = rows * pooled_columns
+    g, x, places = values_at(given.gradient, True), values_at(given.values, True), bytes_at(given.places)
+    a = floats_at(given.by_channel)
     b, c = moved(a, columns), moved(a, 2 * columns)
-    room = of.scratch + task * of.scratch_bytes
-    panels = bytes_at(room)
-    room += FOUR * 2 * rows * fours * columns
-    scales, factors, starts = floats_at(room), floats_at(room + 4 * columns), ints_at(room + 8 * columns)
-    room += 12 * columns
-    gradient, zeros = values_at(room, True), values_at(room + 2 * num * columns, True)
-    room += 2 * (num + 1) * columns
-    largest = values_at(room, True)
-    room += 2 * columns
-    # Of the last plane up to two bytes too many are read, which meet zeros: behind it there is the frame.
-    planes, frame = bytes_at(room), bytes_at(room + num_pixels * channels)
+    scratch = given.scratch + task * given.scratch_bytes
+    parts = _gradient_scratch(num_pixels * channels, rows, pooled_columns, columns)
+    panels = bytes_at(scratch + parts[0])
+    scales = floats_at(scratch + parts[1])
+    factors = floats_at(scratch + parts[2])
+    starts = ints_at(scratch + parts[3])
+    gradient = values_at(scratch + parts[4], True)
+    zeros = values_at(scratch + parts[5], True)
+    largest = values_at(scratch + parts[6], True)
+    planes = bytes_at(scratch + parts[7])
+    frame = bytes_at(scratch + parts[8])
     for column in range(columns):
         zeros[column] = 0
     for group in range(first, last):
-        product = moved(floats_at(of.products), group * TAPS * TAPS * channels * columns)
-        for image in range(of.n * group // of.groups, of.n * (group + 1) // of.groups):
-            scale, zero = _round_image(told, image, frame)
+        product = moved(floats_at(given.products), group * TAPS * TAPS * channels * columns)
+        for image in range(given.n * group // given.groups, given.n * (group + 1) // given.groups):
+            scale, zero = _round_image(layout, image, frame)
             _to_planes(frame, num_pixels, channels, planes)
             at = image * num * columns
             combine_pixels(moved(g, at), moved(x, at), a, b, c, columns, 0, num, gradient)
@@ -436,10 +461,10 @@ def _weight_gradient(numbers, task, first, last):
                 columns,
                 planes,
                 num_pixels,
-                told.frame_width,
+                layout.frame_width,
                 panels,
                 2 * rows,
-                fours,
+                (pooled_columns + 1) // 2,
                 starts,
                 factors,
             )

@@ -29,7 +29,7 @@ if config.THREADING_LAYER == "default" and "NUMBA_THREADING_LAYER_PRIORITY" not 
     # looks at this when it first compiles or loads a parallel function, so that it must be said here.
     config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
 
-_OTHERS = ("plan.py", "philox.py", "reference.py", "scalars.py", "settings.py")
+_OTHERS = ("plan.py", "philox.py", "reference.py", "scalars.py", "settings.py", "shapes.py")
 
 
 def sources(pattern: str) -> list[Path]:

@@ -16,18 +16,26 @@ from fastcifar.kernels.numba_vector import moved
 
 Pass = namedtuple(
     "Pass",
-    "length group each places tiles_row_bytes tiles_task_bytes made_row_bytes made_task_bytes into multiply out_of "
-    "first second third",
+    (
+        "length",  # numbers of one task, first: the tasks' follow one another, as a task writes into its own
+        "group",  # most images that are taken at a time
+        "each",  # tiles of an image
+        "places",  # of a transformed tile
+        "tiles_row_bytes",  # of a tile's channels at one place, as they are transformed
+        "tiles_task_bytes",  # from a task's tiles to the next one's; 0 where those of all images are kept
+        "made_row_bytes",  # the same two of what the product makes of tiles
+        "made_task_bytes",
+        "into",  # addresses of the three steps' functions
+        "multiply",
+        "out_of",
+        "first",  # where in a task's numbers those of each step begin: a Layout and what its step takes beside it,
+        "second",  # a RowsLayout,
+        "third",  # and another Layout, all as they are for the first task and the first image
+    ),
 )
-"""What comes first of each task's numbers; the tasks' follow one another, as a task writes into its own.
-
-How many numbers a task has; the most images that are taken at a time, an image's tiles and a tile's places; of tiles,
-and of what is made of them by the product, a row's bytes and the bytes from one task's to the next's, 0 where the tiles
-of all images are kept; the addresses of the three steps' functions, and where the numbers of each begin: a Layout with
-what a step takes beside it, a RowsLayout, and another Layout. Tiles and products are the first task's.
-"""
+"""What comes first of each task's numbers."""
 _pass = reader(Pass)
-_NUM_PASS = len(Pass._fields)
+_NUM_PASS, _LENGTH = len(Pass._fields), Pass._fields.index("length")
 _TILES = Layout._fields.index("tiles")
 _LEFT, _NUM, _TARGET, _BLOCKS = map(RowsLayout._fields.index, ("address", "rows", "target", "blocks"))
 
@@ -46,14 +54,15 @@ def kernel() -> Any:
     """What does a pass over images, by threads.share_out."""
 
     def of_images(numbers, task, first, last):
-        own = moved(numbers, task * numbers[0])
+        own = moved(numbers, task * numbers[_LENGTH])
         told = _pass(own)
         into, multiply, out_of = moved(own, told.first), moved(own, told.second), moved(own, told.third)
         left, made = into[_TILES] + task * told.tiles_task_bytes, out_of[_TILES] + task * told.made_task_bytes
         num_groups = (last - first + told.group - 1) // told.group
-        for group in range(num_groups):
-            start = first + (last - first) * group // num_groups
-            stop = first + (last - first) * (group + 1) // num_groups
+        for at in range(num_groups):
+            start = first + (last - first) * at // num_groups
+            stop = first + (last - first) * (at + 1) // num_groups
+            # Steps count tiles from the first image's, so that a group's are told to begin so much before they do.
             before = start * told.each
             multiply[_LEFT] = left if told.tiles_task_bytes else left + before * told.tiles_row_bytes
             into[_TILES] = multiply[_LEFT] - before * told.tiles_row_bytes

@@ -22,11 +22,10 @@ from fastcifar.kernels.numba_maps import flush, pool_row, unpool_row
 from fastcifar.kernels.numba_share import call, reader, shared
 from fastcifar.kernels.numba_values import copy_values, like, rounded, target_has, values_at
 from fastcifar.kernels.numba_vector import bytes_at, doubles_at, floats_at, moved
+from fastcifar.kernels.shapes import TAPS
 
 LANES = 16 if target_has("avx512f") else 8
 """Channels that are worked on at once: one register of AVX-512 or AVX2."""
-TAPS = 3
-"""Side of the convolutions' kernels."""
 SIZES = (2, 3, 4, 5, 6, 7)
 """Sides of the squares of outputs that a tile may give; the error grows with them (bench/LOG.md)."""
 

@@ -23,7 +23,19 @@ from fastcifar.kernels.numba_products import (
 )
 from fastcifar.kernels.threads import num_tasks_for, share_out
 
-__all__ = ["BLOCK", "HAS_UNITS", "MIN_ROWS", "Panels", "by_columns", "by_panels", "prepare", "takes"]
+__all__ = [
+    "BLOCK",
+    "HAS_UNITS",
+    "MIN_ROWS",
+    "Panels",
+    "Scratch",
+    "by_columns",
+    "by_panels",
+    "kernel_by_panels",
+    "prepare",
+    "rows_layout",
+    "takes",
+]
 
 
 _MOST_SUMMED = 2**31 // 127**2
@@ -59,7 +71,7 @@ class Panels:
         assert takes(right.dtype, inner, columns)
         values, scales = torch.empty((places, inner * columns), dtype=torch.uint8), torch.empty((places, columns))
         transposed, num_tasks = right.stride(2) != 1, num_tasks_for(places)
-        room = Room.of(num_tasks, numba_products.panels_scratch(inner, columns))
+        scratch = Scratch.of(num_tasks, numba_products.panels_scratch(inner, columns))
         told = numba_products.PanelsLayout(
             *_matrices(right.mT if transposed else right),
             inner,
@@ -67,7 +79,7 @@ class Panels:
             int(transposed),
             values.data_ptr(),
             scales.data_ptr(),
-            *room.told,
+            *scratch.told,
         )
         share_out(numba_products.kernel(TO_PANELS), places, told, num_tasks)
         return cls(inner, columns, values, scales)
@@ -77,22 +89,23 @@ def by_panels(left: Tensor, right: Panels, out: Tensor) -> None:
     """Write left [places, rows, inner] times right into out [places, rows, columns], both bfloat16.
 
     Each row of left has a scale. There are at least MIN_ROWS; values of left's and out's rows lie one behind the other.
+    What convolutions do with the same kernel and `rows_layout`, a few images at a time, here is done at once.
     """
     places, rows, _ = left.shape
     assert out.shape == (places, rows, right.columns) and rows >= MIN_ROWS
     num_tasks = num_tasks_for(places)
-    told, _room = told_by_panels(left, right, out, num_tasks)
+    told, _scratch = rows_layout(left, right, out, num_tasks)
     share_out(kernel_by_panels(), places * told.blocks, told, num_tasks)
 
 
-def told_by_panels(
+def rows_layout(
     left: Tensor, right: Panels, out: Tensor, num_tasks: int
-) -> tuple[numba_products.RowsLayout, "Room"]:
+) -> tuple[numba_products.RowsLayout, "Scratch"]:
     """What the kernel of `by_panels` takes, and the tasks' memory, which must be kept until it has run."""
     places, rows, inner = left.shape
     assert left.dtype == out.dtype == torch.bfloat16 and out.shape[0] == places
     assert inner == right.inner and places == len(right.values) and inner <= _MOST_SUMMED
-    room = Room.of(num_tasks, numba_products.rows_scratch(inner))
+    scratch = Scratch.of(num_tasks, numba_products.rows_scratch(inner))
     told = numba_products.RowsLayout(
         *_matrices(left),
         rows,
@@ -102,9 +115,9 @@ def told_by_panels(
         right.scales.data_ptr(),
         *_matrices(out),
         -(-rows // ROWS),
-        *room.told,
+        *scratch.told,
     )
-    return told, room
+    return told, scratch
 
 
 def kernel_by_panels() -> Any:
@@ -123,9 +136,9 @@ def by_columns(left: Tensor, right: Tensor, out: Tensor) -> None:
     assert takes(left.dtype, rows, columns) and left.dtype == right.dtype == out.dtype
     assert right.shape == (places, inner, columns) and out.shape == (places, rows, columns)
     num_tasks = num_tasks_for(places)
-    room = Room.of(num_tasks, numba_products.columns_scratch(rows, columns))
+    scratch = Scratch.of(num_tasks, numba_products.columns_scratch(rows, columns))
     told = numba_products.ColumnsLayout(
-        *_matrices(left.mT), *_matrices(right), inner, rows, columns, *_matrices(out), *room.told
+        *_matrices(left.mT), *_matrices(right), inner, rows, columns, *_matrices(out), *scratch.told
     )
     share_out(numba_products.kernel(BY_COLUMNS), places, told, num_tasks)
 
@@ -136,14 +149,15 @@ def _matrices(matrices: Tensor) -> tuple[int, int, int]:
     return matrices.data_ptr(), matrices.stride(0) * matrices.element_size(), matrices.stride(1)
 
 
-class Room(NamedTuple):
+class Scratch(NamedTuple):
     """Memory for tasks, so many bytes each."""
 
     memory: Tensor
     task_bytes: int
 
     @classmethod
-    def of(cls, num_tasks: int, task_bytes: int) -> "Room":
+    def of(cls, num_tasks: int, task_bytes: int) -> "Scratch":
+        """For so many tasks, each of which needs so many bytes."""
         # What follows a task's begins with a line of the cache, as panels must.
         task_bytes = -(-task_bytes // 64) * 64
         return cls(torch.empty(num_tasks * task_bytes, dtype=torch.uint8), task_bytes)

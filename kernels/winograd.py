@@ -30,18 +30,15 @@ from fastcifar.kernels.numba_tiles import (
     FROM_PRODUCT,
     FROM_TILES,
     POOL_TILES,
-    TAPS,
     TO_GRADIENT,
     TO_PATCH,
     TO_PLACES,
     TO_TILES,
     UNPOOL_TILES,
 )
+from fastcifar.kernels.shapes import TAPS, Sides, channels_last, out_size
 from fastcifar.kernels.threads import num_tasks_for, share_out
 from fastcifar.kernels.tiling import SIZES_FOR, Tiling, padded, takes_int8, tiling_for
-
-Sides = tuple[int, int, int, int]
-"""Columns and rows of zeros, 0 or 1 of each: left, right, top, bottom, as F.pad takes them."""
 
 _PIECE = 2**26
 """Most transformed values made at a time, 256 MiB of float32: a batch of any size must not take more."""
@@ -76,13 +73,13 @@ class Unpooled(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _group(each: int) -> int:
-    """Images of so many tiles that a thread takes through all three steps at a time, where products are of 8 bits.
+    """Images, of so many tiles each, that a thread takes through all three steps at a time with products of 8 bits.
 
-    The fewest whose tiles are two blocks of rows or more, of which the last is nearly full: of more images, less would
-    be found in the core's own cache, and of fewer the weight would be read more often.
+    The fewest that have tiles for two products of MIN_ROWS rows or more, of which the last has nearly as many: of more
+    images less would be found in the core's own cache, and of fewer the weight would be read more often.
     """
-    block = products.MIN_ROWS
-    return next(n for n in count(1) if n * each >= 2 * block and -(n * each) % block <= n * each / 8)
+    least = products.MIN_ROWS
+    return next(n for n in count(1) if n * each >= 2 * least and -(n * each) % least <= n * each / 8)
 
 
 def _transformed(weight: Tensor, size: int, dtype: torch.dtype) -> Tensor:
@@ -169,10 +166,9 @@ class Convolution:
         h and w with their zeros are at least 3. int8: have products made of 8 bits where they can be.
         """
         n, channels_in, height, width = images.shape
-        left, right, top, bottom = sides
         assert channels_in == weight.shape[1]
         assert images.device.type == weight.device.type == "cpu"
-        tiling = tiling_for(height + top + bottom + 1 - TAPS, width + left + right + 1 - TAPS, images.dtype)
+        tiling = tiling_for(*out_size(height, width, sides), images.dtype)
         int8 = int8 and takes_int8(images.dtype, channels_in, len(weight))
         by_place = _transformed(weight, tiling.size, images.dtype)
         by_place = by_place if int8 else by_place[:, :, :channels_in]
@@ -186,12 +182,12 @@ class Convolution:
     @property
     def out_height(self) -> int:
         """Rows of the output: h + top + bottom - 2."""
-        return self.height + self.sides[2] + self.sides[3] + 1 - TAPS
+        return out_size(self.height, self.width, self.sides)[0]
 
     @property
     def out_width(self) -> int:
         """Columns of the output: w + left + right - 2."""
-        return self.width + self.sides[0] + self.sides[1] + 1 - TAPS
+        return out_size(self.height, self.width, self.sides)[1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -235,10 +231,10 @@ class Convolution:
 
         `patches`: those that the way forward has left.
         """
-        images = _channels_last(images)
+        images = channels_last(images)
         to_patches = _Step(TO_TILES, TO_PATCH, (images,))
         if isinstance(gradient, Tensor):
-            to_gradients = _Step(TO_TILES, TO_GRADIENT, (_channels_last(gradient),))
+            to_gradients = _Step(TO_TILES, TO_GRADIENT, (channels_last(gradient),))
         else:
             maps = gradient.gradient, *gradient.pooled
             to_gradients = _Step(UNPOOL_TILES, TO_GRADIENT, maps, (torch.stack(gradient.by_channel),))
@@ -246,7 +242,7 @@ class Convolution:
         result = empty(*images.shape, dtype=self.dtype) if of_images else None
         taps = torch.zeros((self.channels_out, TAPS, TAPS, padded(self.channels_in))) if of_weight else None
         for piece in self._pieces():
-            of_products = self._tiles(piece, self.channels_out, _name(TO_GRADIENT)) if of_weight else None
+            of_products = self._tiles(piece, self.channels_out, _memory_name(TO_GRADIENT)) if of_weight else None
             if by_place is not None and result is not None:
                 from_patches = _Step(FROM_TILES, FROM_PATCH, (result,))
                 self._pass(piece, to_gradients, by_place, from_patches, of_products)
@@ -254,7 +250,7 @@ class Convolution:
                 self._run(piece, to_gradients, of_products)
             if taps is not None and of_products is not None:
                 if patches is None:
-                    kept = self._tiles(piece, self.channels_in, _name(TO_PATCH))
+                    kept = self._tiles(piece, self.channels_in, _memory_name(TO_PATCH))
                     self._run(piece, to_patches, kept)
                 else:
                     kept = self._of_piece(patches, piece)
@@ -263,11 +259,11 @@ class Convolution:
                 _run_weight(FROM_PLACES, self.tiling.size, of_places, taps)
         return result, None if taps is None else taps[..., : self.channels_in].permute(0, 3, 1, 2)
 
-    def _forward(self, images: Tensor, from_products: "_Step", room: Tensor | None) -> None:
-        to_patches, by_place = _Step(TO_TILES, TO_PATCH, (_channels_last(images),)), self._right(self.by_place.mT)
+    def _forward(self, images: Tensor, from_products: "_Step", patches: Tensor | None) -> None:
+        to_patches, by_place = _Step(TO_TILES, TO_PATCH, (channels_last(images),)), self._right(self.by_place.mT)
         for piece in self._pieces():
             self._pass(
-                piece, to_patches, by_place, from_products, None if room is None else self._of_piece(room, piece)
+                piece, to_patches, by_place, from_products, None if patches is None else self._of_piece(patches, piece)
             )
 
     def _right(self, by_place: Tensor) -> Tensor | products.Panels:
@@ -318,20 +314,20 @@ class Convolution:
         first: "_Step",
         by_place: Tensor | products.Panels,
         last: "_Step",
-        room: Tensor | None,
+        kept: Tensor | None,
     ) -> None:
-        """Transform images of a piece, or their gradients, multiply and transform back; `room`: for what is kept."""
+        """Transform a piece's images or gradients, multiply and transform back; `kept`: where tiles are to stay."""
         if isinstance(by_place, products.Panels):
-            self._pass_in_groups(piece, first, by_place, last, room)
+            self._pass_in_groups(piece, first, by_place, last, kept)
             return
-        tiles = self._tiles(piece, self._channels(first.use), _name(first.use)) if room is None else room
-        made = self._tiles(piece, self._channels(last.use), _name(last.use))
+        tiles = self._tiles(piece, self._channels(first.use), _memory_name(first.use)) if kept is None else kept
+        made = self._tiles(piece, self._channels(last.use), _memory_name(last.use))
         self._run(piece, first, tiles)
         torch.bmm(tiles, by_place, out=made)
         self._run(piece, last, made)
 
     def _pass_in_groups(
-        self, piece: slice, first: "_Step", panels: products.Panels, last: "_Step", room: Tensor | None
+        self, piece: slice, first: "_Step", panels: products.Panels, last: "_Step", kept: Tensor | None
     ) -> None:
         """The same by products of 8 bits: each thread takes a few images at a time through all three."""
         n, each, places = piece.stop - piece.start, self._tiles_each, self.tiling.places**2
@@ -340,20 +336,24 @@ class Convolution:
 
         def of_tasks(use: int) -> Tensor:
             shape = num_tasks, places, group * each | 1, padded(self._channels(use))
-            return _MEMORY.take(_name(use), self.dtype, math.prod(shape)).view(shape)
+            return _MEMORY.take(_memory_name(use), self.dtype, math.prod(shape)).view(shape)
 
-        tiles = of_tasks(first.use) if room is None else room[None]
+        tiles = of_tasks(first.use) if kept is None else kept[None]
         made = of_tasks(last.use)
-        multiply, _room = products.told_by_panels(tiles[0], panels, made[0], num_tasks)
+        multiply, _scratch = products.rows_layout(tiles[0], panels, made[0], num_tasks)
         row_bytes = [memory.stride(2) * memory.element_size() for memory in (tiles, made)]
         numbers = numba_passes.numbers_of(
             num_tasks,
-            (self._told(piece, first, tiles[0], num_tasks), multiply, self._told(piece, last, made[0], num_tasks)),
+            (
+                self._numbers(piece, first, tiles[0], num_tasks),
+                multiply,
+                self._numbers(piece, last, made[0], num_tasks),
+            ),
             group=group,
             each=each,
             places=places,
             tiles_row_bytes=row_bytes[0],
-            tiles_task_bytes=0 if room is not None else tiles.stride(0) * tiles.element_size(),
+            tiles_task_bytes=0 if kept is not None else tiles.stride(0) * tiles.element_size(),
             made_row_bytes=row_bytes[1],
             made_task_bytes=made.stride(0) * made.element_size(),
             into=self._kernel(first).address,
@@ -374,7 +374,7 @@ class Convolution:
         """Do one of the steps for some of the images or of their outputs, as its use has it."""
         n = piece.stop - piece.start
         num_tasks = num_tasks_for(n)
-        share_out(self._kernel(step), n, self._told(piece, step, tiles, num_tasks), num_tasks)
+        share_out(self._kernel(step), n, self._numbers(piece, step, tiles, num_tasks), num_tasks)
 
     def _kernel(self, step: "_Step") -> Any:
         return numba_tiles.kernel(step.step, self.dtype == torch.bfloat16)
@@ -383,7 +383,7 @@ class Convolution:
         """Of the maps that a use is for."""
         return self.channels_in if use in (TO_PATCH, FROM_PATCH) else self.channels_out
 
-    def _told(self, piece: slice, step: "_Step", tiles: Tensor, num_tasks: int) -> list[int]:
+    def _numbers(self, piece: slice, step: "_Step", tiles: Tensor, num_tasks: int) -> list[int]:
         """What a step's kernel takes."""
         maps = [values[piece] for values in step.maps]
         # They are read by their addresses: maps of another dtype would be read beyond their ends.
@@ -417,8 +417,8 @@ class Convolution:
         return [*layout, *(tensor.data_ptr() for tensor in (*maps, *step.others))]
 
 
-def _name(use: int) -> str:
-    """Of the memory for what a use makes of maps, or maps of: of the two uses of a pass, one has patches."""
+def _memory_name(use: int) -> str:
+    """Name of the memory for the tiles of a use; of a pass's two uses, one is of patches."""
     return "patches" if use in (TO_PATCH, FROM_PATCH) else "products"
 
 
@@ -429,7 +429,3 @@ class _Step(NamedTuple):
     use: int
     maps: Sequence[Tensor]
     others: Sequence[Tensor] = ()
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)

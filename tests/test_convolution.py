@@ -13,6 +13,7 @@ from kernel_cases import rms_error
 from torch import Tensor, nn
 
 from fastcifar.kernels import numba_tiles, products, tiling, winograd
+from fastcifar.kernels.shapes import Sides
 from fastcifar.models import convolution
 from fastcifar.models.convolution import Conv2d, convolve_3x3, packed_gradient
 
@@ -50,7 +51,7 @@ def close(our: Tensor, their: Tensor) -> None:
     channels_last=st.booleans(),
 )
 def test_packed_gradients_are_the_librarys(
-    n: int, channels: tuple[int, int], height: int, width: int, sides: convolution.Sides, channels_last: bool
+    n: int, channels: tuple[int, int], height: int, width: int, sides: Sides, channels_last: bool
 ) -> None:
     images, weight = images_and_weight(n, channels, height, width, channels_last)
     ours = gradients(images, weight, None, lambda x, w: convolution._Packed.apply(x, w, sides))
@@ -68,7 +69,7 @@ def test_packed_gradients_are_the_librarys(
     channels_last=st.booleans(),
 )
 def test_winograds_outputs_and_gradients_are_the_librarys(
-    n: int, channels: tuple[int, int], height: int, width: int, sides: convolution.Sides, channels_last: bool
+    n: int, channels: tuple[int, int], height: int, width: int, sides: Sides, channels_last: bool
 ) -> None:
     images, weight = images_and_weight(n, channels, height, width, channels_last)
     ours = gradients(images.float(), weight.float(), None, lambda x, w: convolution._Winograd.apply(x, w, sides, True))
@@ -87,7 +88,7 @@ def test_winograds_outputs_and_gradients_are_the_librarys(
     sides=sides,
 )
 def test_winograds_bfloat16_is_near_the_librarys_float64(
-    n: int, channels: tuple[int, int], height: int, width: int, sides: convolution.Sides
+    n: int, channels: tuple[int, int], height: int, width: int, sides: Sides
 ) -> None:
     images, weight = (tensor.bfloat16() for tensor in images_and_weight(n, channels, height, width, last=True))
     ours = gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, sides, True))
@@ -102,7 +103,7 @@ def test_winograds_bfloat16_is_near_the_librarys_float64(
 needs_int8 = pytest.mark.skipif(not products.HAS_UNITS, reason="takes a CPU with VNNI and bfloat16 units (AVX-512)")
 
 
-def ours_int8(images: Tensor, weight: Tensor, sides: convolution.Sides = (1, 1, 1, 1)) -> list[Tensor]:
+def ours_int8(images: Tensor, weight: Tensor, sides: Sides = (1, 1, 1, 1)) -> list[Tensor]:
     """Output and gradients with products of 8 bits."""
     return gradients(images, weight, None, lambda x, w: convolution._Winograd.apply(x, w, sides, True, True))
 
@@ -116,7 +117,7 @@ def ours_int8(images: Tensor, weight: Tensor, sides: convolution.Sides = (1, 1, 
     sides=sides,
 )
 def test_products_of_8_bits_are_near_the_librarys_float64(
-    n: int, channels: tuple[int, int], height: int, width: int, sides: convolution.Sides
+    n: int, channels: tuple[int, int], height: int, width: int, sides: Sides
 ) -> None:
     images, weight = (tensor.bfloat16() for tensor in images_and_weight(n, channels, height, width, last=True))
     ours = ours_int8(images, weight, sides)
@@ -177,7 +178,7 @@ def test_fewer_channels_pay_with_8_bits(monkeypatch: pytest.MonkeyPatch) -> None
     assert convolution._way(torch.bfloat16, torch.zeros(60, 24, 3, 3), 30, 30, int8=True) is None
 
 
-def our_size(images: torch.Tensor, sides: convolution.Sides) -> int:
+def our_size(images: torch.Tensor, sides: Sides) -> int:
     """Side of the squares that the output is cut into."""
     left, right, top, bottom = sides
     height, width = images.shape[-2:]

@@ -11,9 +11,10 @@ from kernel_cases import rms_error
 from torch import Tensor, nn
 
 from fastcifar.kernels import maps, products, winograd
+from fastcifar.kernels.shapes import Sides
 from fastcifar.models import activation, convolution
 from fastcifar.models.activation import gelu, norm_gelu
-from fastcifar.models.convolution import Conv2d, Sides
+from fastcifar.models.convolution import Conv2d
 from fastcifar.models.speednet import BatchNorm, SpeedNet
 
 # Rounding to bfloat16 is by at most 2^-9 of a value, and a few roundings come together; in both, a norm of few values
@@ -193,6 +194,14 @@ def test_autocast_takes_the_way_with_few_multiplications(monkeypatch: pytest.Mon
     assert [gradient.dtype for gradient in gradients] == [torch.float32] * 3
     theirs = F.gelu(norm_for(64)(F.max_pool2d(F.conv2d(images, weight, padding=1), 2)))
     assert rms_error(result.detach(), theirs.detach()) < 0.05
+
+
+def test_a_scale_that_is_trained_gets_its_gradient() -> None:
+    """By the library: ours takes a norm's scale for fixed."""
+    norm = norm_for(8)
+    norm.weight.requires_grad_(True)
+    norm_gelu(random_map(3, 8, 4, 4).float(), norm).square().sum().backward()
+    assert norm.weight.grad is not None and norm.weight.grad.all()
 
 
 @pytest.mark.parametrize("pool", [False, True])

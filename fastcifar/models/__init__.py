@@ -83,7 +83,10 @@ def arithmetic(network: "nn.Module", device: "torch.device", dtype: "torch.dtype
     """What the network computes in, in words: bfloat16, say, or "bfloat16 with int8 products"."""
     from fastcifar.models import convolution
 
-    name, int8 = str(dtype).removeprefix("torch."), not compiled and convolution.takes_int8(network, device, dtype)
+    name, int8 = (
+        str(dtype).removeprefix("torch."),
+        not compiled and convolution.network_takes_int8(network, device, dtype),
+    )
     return f"{name} with int8 products" if int8 else name
 
 

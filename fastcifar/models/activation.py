@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastcifar.kernels.dispatch import has_numba
-from fastcifar.models.convolution import Conv2d, Sides, compute_dtype, convolve_3x3, takes_winograd, trains
+from fastcifar.kernels.shapes import Sides, channels_last, out_size
+from fastcifar.models.convolution import Conv2d, compute_dtype, convolve_3x3, takes_winograd, trains
 
 if TYPE_CHECKING:
     from fastcifar.kernels import direct, winograd
@@ -19,19 +20,20 @@ if TYPE_CHECKING:
 
 def gelu(x: Tensor) -> Tensor:
     """GELU of a map [n, channels, h, w]."""
-    return _Gelu.apply(_channels_last(x)) if _is_ours(x) else F.gelu(x)
+    return _Gelu.apply(channels_last(x)) if _is_ours(x) else F.gelu(x)
 
 
 def norm_gelu(x: Tensor, norm: nn.BatchNorm2d, *, shortcut: Tensor | None = None, pool: bool = False) -> Tensor:
     """GELU of norm(x) + shortcut for a map x [n, channels, h, w]; with `pool`, of x after max-pooling by 2x2.
 
-    The shortcut is of the norm's shape, and so is the result, in x's dtype. The norm's scale is not trained here.
+    The shortcut is of the norm's shape, and so is the result, in x's dtype. A norm whose scale is trained is the
+    library's.
     """
     if not _takes_ours(x, norm):
         normalised = norm(F.max_pool2d(x, 2) if pool else x)
         return F.gelu(normalised if shortcut is None else normalised + shortcut)
-    shortcut = None if shortcut is None else _channels_last(shortcut.to(x.dtype))
-    return _NormGelu.apply(_channels_last(x), norm.bias, shortcut, norm, pool)
+    shortcut = None if shortcut is None else channels_last(shortcut.to(x.dtype))
+    return _NormGelu.apply(channels_last(x), norm.bias, shortcut, norm, pool)
 
 
 def convolve_pool_norm_gelu(images: Tensor, convolution: Conv2d, norm: nn.BatchNorm2d, sides: Sides) -> Tensor:
@@ -67,11 +69,8 @@ def _is_ours(x: Tensor) -> bool:
 
 def _takes_ours(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     # In evaluation mode the library's way is taken where a gradient is wanted: nobody trains so.
-    return _is_ours(x) and (norm.training or not torch.is_grad_enabled())
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    records = torch.is_grad_enabled()
+    return _is_ours(x) and not (records and (norm.weight.requires_grad or not norm.training))
 
 
 class _Gelu(torch.autograd.Function):
@@ -90,7 +89,7 @@ class _Gelu(torch.autograd.Function):
         from fastcifar.kernels import maps
 
         (x,) = ctx.saved_tensors
-        return maps.gelu_gradient(x, _identity(x), None, _channels_last(gradients[0]))[0]
+        return maps.gelu_gradient(x, _identity(x), None, channels_last(gradients[0]))[0]
 
 
 def _identity(x: Tensor) -> Any:
@@ -150,13 +149,13 @@ class _ConvolvePoolNormGelu(torch.autograd.Function):
         bias: Tensor,
         norm: nn.BatchNorm2d,
         sides: Sides,
-        trains: bool,
+        keeps_patches: bool,
         int8: bool = False,
     ) -> Tensor:
         from fastcifar.kernels import maps
 
         ctx.convolution = _pooled_convolution(images, weight, sides, int8)
-        patches = ctx.convolution.room_for_patches() if trains else None
+        patches = ctx.convolution.room_for_patches() if keeps_patches else None
         (x, places), sums = ctx.convolution.pooled_output(images, patches)
         normed = _normed(x, sums, bias, norm)
         ctx.save_for_backward(images, patches, x, places, *normed)
@@ -181,8 +180,7 @@ def _pooled_convolution(
     """By bytes and of few channels a direct one, else Winograd's."""
     from fastcifar.kernels import direct, winograd
 
-    left, right, top, bottom = sides
-    size = images.shape[2] + top + bottom - 2, images.shape[3] + left + right - 2
+    size = out_size(images.shape[2], images.shape[3], sides)
     if int8 and direct.takes(weight.shape[1], weight.shape[0], *size, images.dtype):
         return direct.Convolution.of(images, weight, sides)
     return winograd.Convolution.of(images, weight, sides, int8=int8)
@@ -205,11 +203,11 @@ def _normed(x: Tensor, sums: Tensor | None, bias: Tensor, norm: nn.BatchNorm2d) 
 def _gradients(
     x: Tensor, normed: _Normed, shortcut: Tensor | None, gradient: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
-    """From the result's gradient that of what GELU was taken of, how x's is combined of it and x, and the bias's."""
+    """The gradient of what GELU was taken of, the a, b and c by which maps.combine makes x's of it, and the bias's."""
     from fastcifar.kernels import maps
 
     scale, shift, mean, inverse = normed
-    gradient, sums = maps.gelu_gradient(x, maps.Affine(scale, shift), shortcut, _channels_last(gradient))
+    gradient, sums = maps.gelu_gradient(x, maps.Affine(scale, shift), shortcut, channels_last(gradient))
     num = x.numel() // x.shape[1]
     # The norm's gradient is scale * (g - mean(g) - x' * mean(g x')), where x' = (x - mean) * inverse.
     along = (sums[1] - mean * sums[0]) * inverse / num

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastcifar.kernels.dispatch import has_numba
-
-Sides = tuple[int, int, int, int]
-"""Columns and rows of zeros, 0 or 1 of each: left, right, top, bottom, as F.pad takes them."""
+from fastcifar.kernels.shapes import Sides, channels_last, out_size
 
 _PACKED_MAX_WIDTH_PX = 8
 """Widest map that is packed: at 16 the library is said to be at its full rate."""
@@ -79,14 +77,14 @@ def prepare(network: nn.Module, device: torch.device, dtype: torch.dtype) -> Non
     if device.type == "cpu" and _has_winograd(dtype):
         from fastcifar.kernels import direct, winograd
 
-        int8 = takes_int8(network, device, dtype)
+        int8 = network_takes_int8(network, device, dtype)
         winograd.prepare(dtype, int8=int8)
         if int8:
             direct.prepare()
 
 
-def takes_int8(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether any convolution of the network has products made of 8 bits here; not where it is compiled."""
+def network_takes_int8(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether any convolution of the network has products made of 8 bits on this device, if it is not compiled."""
     if device.type != "cpu" or dtype != torch.bfloat16 or not _has_winograd(dtype):
         return False
     from fastcifar.kernels import tiling
@@ -107,9 +105,7 @@ def _way_for(images: Tensor, weight: Tensor, sides: Sides, int8: bool) -> type[t
     # What does not go together is the library's to refuse: ours read and write memory by these shapes.
     if images.ndim != 4 or images.shape[1] != weight.shape[1] or weight.device != images.device:
         return None
-    left, right, top, bottom = sides
-    height, width = images.shape[-2] + top + bottom - 2, images.shape[-1] + left + right - 2
-    return _way(compute_dtype(images), weight, height, width, int8)
+    return _way(compute_dtype(images), weight, *out_size(images.shape[2], images.shape[3], sides), int8)
 
 
 def _way(
@@ -137,14 +133,19 @@ def _has(units: str) -> bool:
 
 
 class _Winograd(torch.autograd.Function):
-    """The convolution and its gradients with few multiplications; `trains`: of the weight, which forward cannot see."""
+    """The convolution and its gradients with few multiplications.
+
+    `keeps_patches`: for the weight's gradient, whether there will be one being what forward cannot see.
+    """
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, sides: Sides, trains: bool, int8: bool = False) -> Tensor:
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, sides: Sides, keeps_patches: bool, int8: bool = False
+    ) -> Tensor:
         from fastcifar.kernels import winograd
 
         ctx.convolution = winograd.Convolution.of(images, weight, sides, int8=int8)
-        patches = ctx.convolution.room_for_patches() if trains else None
+        patches = ctx.convolution.room_for_patches() if keeps_patches else None
         output = ctx.convolution.output(images, patches)
         ctx.save_for_backward(images, patches)
         return output
@@ -171,7 +172,7 @@ class _Packed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
-        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        gradient = channels_last(gradients[0])
         of_images, of_weight = ctx.needs_input_grad[:2]
         return (
             _images_gradient(images, weight, gradient, ctx.sides) if of_images else None,
@@ -194,7 +195,7 @@ def _images_gradient(images: Tensor, weight: Tensor, gradient: Tensor, sides: Si
     n, channels, height, width = images.shape
     padded = images.new_empty((n, height + top + bottom, width + left + right, channels)).permute(0, 3, 1, 2)
     whole = _convolution_backward(gradient, padded, weight, 0, "images")
-    return whole[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+    return channels_last(whole[:, :, top : top + height, left : left + width])
 
 
 def packed_gradient(images: Tensor, gradient: Tensor, sides: Sides) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcifar.kernels.shapes import channels_last
 from fastcifar.training.losses import autocast
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _views(network: nn.Module, images: Tensor, tta: str) -> tuple[Tensor, Tensor
         doubtful = (best[:, 0] - best[:, -1] < DOUBT).nonzero().squeeze(1)
         averaged = plain.clone()
         if len(doubtful):
-            averaged[doubtful] = _averaged(network, _channels_last(images[doubtful]), plain[doubtful])
+            averaged[doubtful] = _averaged(network, channels_last(images[doubtful]), plain[doubtful])
         return plain, averaged
     if tta == "mirror":
         return plain, _mirrored(network, images, plain)
@@ -91,9 +92,5 @@ def _averaged(network: nn.Module, images: Tensor, plain: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     padded = F.pad(images, (1, 1, 1, 1), "reflect")
     moved = [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]
-    views = [_channels_last(view) for image in moved for view in (image, image.flip(-1))]
+    views = [channels_last(view) for image in moved for view in (image, image.flip(-1))]
     return 0.5 * _mirrored(network, images, plain) + 0.5 * torch.stack([network(view) for view in views]).mean(0)
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)

@@ -20,7 +20,7 @@ def orthogonalise(matrices: Tensor, steps: int = 3) -> Tensor:
     """
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
-    # Of the Gram matrix float16 has too small a range. On a GPU a stack's few launches count for more than products.
+    # The range of float16 is too small for a Gram matrix; on a GPU fewer launches matter more than fewer products.
     by_gram = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and x.device.type == "cpu")
     x = _by_gram(x, steps) if by_gram else _one_by_one(x, steps)
     return x.mT if tall else x
@@ -77,8 +77,6 @@ class Muon(torch.optim.Optimizer):
 
     dtype: what the updates of a CPU's weights are made in, None for the weights' own.
     """
-
-    _dtype: torch.dtype | None = None
 
     def __init__(
         self, params: list[nn.Parameter], lr: float, momentum: float, dtype: torch.dtype | None = None
