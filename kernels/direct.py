@@ -2,7 +2,7 @@
 
 With few channels transforming costs more than the multiplications that it saves (winograd.py). Here an image's values
 share a scale and a zero point, a weight's those of an output channel, and in the weight's gradient those of a channel
-of one image's gradient (numba_direct.py); errors are some 1 % of a result's size.
+of one image's gradient (numba_direct.py, numba_direct_gradient.py); errors are some 1 % of a result's size.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastcifar.kernels import numba_direct, products, winograd
+from fastcifar.kernels import numba_direct, numba_direct_gradient, products, winograd
 from fastcifar.kernels.maps import Pooled, Sums, empty
 from fastcifar.kernels.numba_bytes import FOUR, PANEL
-from fastcifar.kernels.numba_direct import POOLED_OUTPUT, ROWS_AT_ONCE, WEIGHT_GRADIENT
+from fastcifar.kernels.numba_direct import ROWS_AT_ONCE
+from fastcifar.kernels.numba_frame import Frame
 from fastcifar.kernels.shapes import TAPS, Sides, channels_last, out_size
 from fastcifar.kernels.threads import num_tasks_for, share_out
 from fastcifar.kernels.winograd import Unpooled
@@ -29,8 +30,8 @@ its bits do not depend on the number of threads. More threads than these have no
 
 def prepare() -> None:
     """Have the compiled code ready, which otherwise happens when it is first used."""
-    for use in (POOLED_OUTPUT, WEIGHT_GRADIENT):
-        numba_direct.kernel(use)
+    numba_direct.kernel()
+    numba_direct_gradient.kernel()
 
 
 def takes(channels_in: int, channels_out: int, height: int, width: int, dtype: torch.dtype) -> bool:
@@ -107,7 +108,7 @@ class Convolution:
             scratch=scratch.memory.data_ptr(),
             scratch_bytes=scratch.task_bytes,
         )
-        share_out(numba_direct.kernel(POOLED_OUTPUT), self.n, [*frame, *told], num_tasks)
+        share_out(numba_direct.kernel(), self.n, [*frame, *told], num_tasks)
         return pooled, sums.total()
 
     def gradients(
@@ -126,11 +127,11 @@ class Convolution:
         num_tasks = num_tasks_for(groups)
         total = torch.zeros((groups, TAPS, TAPS, self.channels_in, columns))
         rows, pooled_columns = gradient.pooled.values.shape[2:]
-        parts = numba_direct.gradient_scratch(self._frame_values, rows, pooled_columns, columns)
+        parts = numba_direct_gradient.gradient_scratch(self._frame_values, rows, pooled_columns, columns)
         scratch = products.Scratch.of(num_tasks, parts[-1])
         by_channel = torch.stack(gradient.by_channel)
         images, frame = self._framed(images)
-        told = numba_direct.Gradient(
+        told = numba_direct_gradient.Gradient(
             gradient=gradient.gradient.data_ptr(),
             values=gradient.pooled.values.data_ptr(),
             places=gradient.pooled.places.data_ptr(),
@@ -142,7 +143,7 @@ class Convolution:
             scratch=scratch.memory.data_ptr(),
             scratch_bytes=scratch.task_bytes,
         )
-        share_out(numba_direct.kernel(WEIGHT_GRADIENT), groups, [*frame, *told], num_tasks)
+        share_out(numba_direct_gradient.kernel(), groups, [*frame, *told], num_tasks)
         return total.sum(0).permute(3, 2, 0, 1)
 
     @property
@@ -150,9 +151,9 @@ class Convolution:
         height, width = self._frame_size
         return height * width * self.channels_in
 
-    def _framed(self, images: Tensor) -> tuple[Tensor, numba_direct.Frame]:
+    def _framed(self, images: Tensor) -> tuple[Tensor, Frame]:
         """The images as they are read, which must be kept meanwhile, and what tells of them."""
         assert images.dtype == torch.bfloat16 and images.device.type == "cpu"
         images = channels_last(images)
         sizes = self.height, self.width, self.channels_in, self.sides[2], self.sides[0]
-        return images, numba_direct.Frame(images.data_ptr(), *sizes, *self._frame_size)
+        return images, Frame(images.data_ptr(), *sizes, *self._frame_size)
