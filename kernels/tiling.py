@@ -9,7 +9,8 @@ from functools import lru_cache
 import torch
 
 from fastcifar.kernels import products
-from fastcifar.kernels.numba_tiles import LANES, SIZES, TAPS
+from fastcifar.kernels.numba_tiles import LANES, SIZES
+from fastcifar.kernels.shapes import TAPS
 
 _WORTH = 0.6
 """Most multiplications, as a share of the direct way's, for which transforming is worth while."""
