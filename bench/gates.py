@@ -49,6 +49,15 @@ def _gate(option: str, text: str, is_least: bool) -> Gate:
     return Gate(name.strip(), limit, is_least)
 
 
+def check_measured(gates: Sequence[Gate], measurements: Sequence[str]) -> None:
+    """`ValueError` where a gate is about none of the `measurements`, before anybody waits for them."""
+    for gate in gates:
+        if gate.name.split(".")[0] not in measurements:
+            option = "--assert-min" if gate.is_least else "--assert-max"
+            begins = ", ".join(f"{name}." for name in measurements)
+            raise ValueError(f"{option}: got {gate.name!r}, takes a figure whose name begins with {begins}")
+
+
 def judge(gates: Sequence[Gate], figures: Mapping[str, float]) -> list[Outcome]:
     """What each gate comes to."""
     return [_judge(gate, figures) for gate in gates]

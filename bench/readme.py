@@ -171,17 +171,18 @@ def _about(result: Result) -> str:
 
 
 def records(folder: Path, base: Path) -> str:
-    """Markdown of the cards under `folder`: the newest of each recipe, epochs, data set and device, runs together."""
+    """Markdown of the cards under `folder`: the newest of each recipe, data set and device, a recipe's together."""
     groups = [(place, _cards(place)) for place in _places(folder)] if folder.is_dir() else []
-    lines: dict[tuple[str, ...], str] = {}
+    recipes: dict[tuple[str, str], dict[str, str]] = {}
     for place, cards in groups:
         if cards:
-            key = tuple(str(cards[0][name]) for name in ("recipe", "epochs", "dataset", "device", "dtype"))
-            lines.setdefault(key, _record_line(os.path.relpath(place, base), cards))
-    if not lines:
+            devices = recipes.setdefault((cards[0]["dataset"], cards[0]["recipe"]), {})
+            devices.setdefault(cards[0]["device"], _record_line(os.path.relpath(place, base), cards))
+    if not recipes:
         return "No run is on record yet."
     head = "data set | recipe | epochs | parameters | device | runs | test accuracy | with TTA | training | wall clock"
-    return "\n".join([f"| {head} |", "|---|---|---:|---:|---|---:|---:|---:|---:|---:|", *lines.values()])
+    lines = [line for devices in recipes.values() for line in devices.values()]
+    return "\n".join([f"| {head} |", "|---|---|---:|---:|---|---:|---:|---:|---:|---:|", *lines])
 
 
 def _places(folder: Path) -> list[Path]:

@@ -1,8 +1,10 @@
 """What may happen to an image: the settings of augmentation and normalisation, validated where they are made."""
 
 import math
-from dataclasses import dataclass, replace
+import numbers
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 MAX_SIDE_PX = 256
 MAX_SHOWN = 60
@@ -25,6 +27,21 @@ def _is_integer(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for NumPy's, which compiled code would take for another type; anything else as it is."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _plain_tuple(values: Any) -> Any:
+    """A tuple of Python's own numbers for a list, an array or a tensor of them; anything else as it is."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return tuple(map(_plain, values)) if isinstance(values, list | tuple) else values
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,8 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Refuse a wrong setting with a ValueError that names it."""
+        for setting in fields(self):
+            object.__setattr__(self, setting.name, _plain(getattr(self, setting.name)))
         _require(
             _is_integer(self.crop_padding) and 0 <= self.crop_padding <= MAX_SIDE_PX,
             "crop_padding",
@@ -174,6 +193,7 @@ def check_side(name: str, side_px: int) -> None:
 class Normalisation:
     """Mean and standard deviation of each channel, for pixels on the scale 0..1: (pixel / 255 - mean) / std.
 
+    Three numbers each, in a list, an array or a tensor too; they are kept as tuples of Python's floats.
     Every form computes it as float32 `pixel * scale + shift`, the product and the sum rounded one after the other,
     where `scale = 1 / (255 * std)` and `shift = -mean / std` are rounded to float32 once.
     """
@@ -183,13 +203,16 @@ class Normalisation:
 
     def __post_init__(self) -> None:
         """Refuse wrong numbers with a ValueError that names them."""
-        for name, value in (("mean", self.mean), ("std", self.std)):
+        for name in ("mean", "std"):
+            got = getattr(self, name)
+            values = _plain_tuple(got)
             _require(
-                isinstance(value, tuple) and len(value) == 3 and all(_is_number(x) and abs(x) <= 1e6 for x in value),
+                isinstance(values, tuple) and len(values) == 3 and all(_is_number(x) and abs(x) <= 1e6 for x in values),
                 name,
-                value,
-                "a tuple of three finite numbers",
+                got,
+                "three finite numbers",
             )
+            object.__setattr__(self, name, values)
         _require(
             all(x >= 1e-6 for x in self.std),
             "std",

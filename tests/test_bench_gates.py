@@ -23,6 +23,14 @@ def test_what_is_no_gate_is_refused_with_an_example(text: str) -> None:
         gates.parse([], [text])
 
 
+def test_a_figure_of_another_benchmark_is_refused_before_anything_is_measured() -> None:
+    gates.check_measured(gates.parse([f"{RATE}=1"], [f"{WAIT}=1"]), ["kernels", "start"])
+    with pytest.raises(ValueError, match=r"^--assert-min: got 'kernel.x', takes a figure .* with kernels., start.$"):
+        gates.check_measured(gates.parse(["kernel.x=1"], []), ["kernels", "start"])
+    with pytest.raises(ValueError, match=r"^--assert-max: got 'start.resident.*', takes a figure .* with kernels.$"):
+        gates.check_measured(gates.parse([], [f"{WAIT}=1"]), ["kernels"])
+
+
 @pytest.mark.parametrize(
     ("gate", "passed"),
     [

@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,7 +231,7 @@ def test_a_readme_without_marks_is_left_as_it_is(tmp_path: Path) -> None:
     assert file.read_text() == "nothing here\n"
 
 
-def card(folder: Path, tta_accuracy: float) -> None:
+def card(folder: Path, tta_accuracy: float, **others: Any) -> None:
     made = {
         "recipe": "speedrun",
         "dataset": "cifar10",
@@ -244,7 +245,7 @@ def card(folder: Path, tta_accuracy: float) -> None:
         "seconds": {"train": 100.0, "evaluate": 10.0, "total": 130.0},
     }
     folder.mkdir(parents=True)
-    (folder / "card.json").write_text(json.dumps(made))
+    (folder / "card.json").write_text(json.dumps(made | others))
 
 
 def test_what_the_readme_reads_of_a_card_is_there() -> None:
@@ -287,6 +288,16 @@ def test_records_are_a_line_a_folder_with_mean_and_deviation(tmp_path: Path) -> 
     assert len(lines) == 3
     assert "| cifar10 | [speedrun](records/first) | 11 | 1,972,792 | AMD EPYC, float32 | 2 |" in lines[2]
     assert "94.10 % ± 0.14 | 100.0 s | 130.0 s |" in lines[2]
+
+
+def test_of_a_recipe_and_a_device_there_is_the_newest_and_recipes_stand_together(tmp_path: Path) -> None:
+    card(tmp_path / "20260103_94" / "seed0", 0.943, epochs=10.0, dtype="bfloat16")
+    card(tmp_path / "20260102_95" / "seed0", 0.951, recipe="speedrun-95")
+    card(tmp_path / "20260101_94" / "seed0", 0.941)
+    card(tmp_path / "20260101_94-other" / "seed0", 0.942, device="Intel Xeon")
+    lines = readme.records(tmp_path, tmp_path).splitlines()[2:]
+    folders = [line.partition("](")[2].partition(")")[0] for line in lines]
+    assert folders == ["20260103_94", "20260101_94-other", "20260102_95"]
 
 
 def test_a_broken_card_is_named(tmp_path: Path) -> None:

@@ -48,14 +48,34 @@ def test_wrong_settings_are_named(setting, value, takes):
     assert str(caught.value) == f"{setting}: got {value!r}, takes {takes}"
 
 
-@pytest.mark.parametrize("mean", [(0.5, 0.5), [0.5] * 3, (0.5, 0.5, float("nan")), (0.5, 0.5, "x")])
+@pytest.mark.parametrize(
+    "mean", [0.5, (0.5, 0.5), [0.5] * 4, np.full((1, 3), 0.5), (0.5, 0.5, float("nan")), (0.5, 0.5, "x"), "abc"]
+)
 def test_wrong_normalisation_is_named(mean):
-    with pytest.raises(ValueError, match=r"^mean: got .*, takes a tuple of three finite numbers$"):
+    with pytest.raises(ValueError, match=r"^mean: got .*, takes three finite numbers$"):
         Normalisation(mean=mean, std=(1.0, 1.0, 1.0))
     with pytest.raises(ValueError, match=r"^std: got .*, takes three numbers of at least 1e-6$"):
         Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 0.0, 1.0))
     with pytest.raises(ValueError, match=r"^mean and std: got .*on the scale 0 to 1: divide"):
         Normalisation(mean=(125.3, 123.0, 113.9), std=(63.0, 62.1, 66.7))
+
+
+def test_settings_may_be_of_numpy():
+    told = Augmentation(crop_padding=np.int64(2), cutmix=np.float32(1.0), mix_probability=np.float64(0.5))
+    plain = Augmentation(crop_padding=2, cutmix=1.0, mix_probability=0.5)
+    assert told == plain
+    assert {type(getattr(told, name)) for name in ("crop_padding", "cutmix", "mix_probability")} == {int, float}
+    with pytest.raises(ValueError, match=r"^crop_padding: got .*, takes an integer from 0 to 256$"):
+        Augmentation(crop_padding=np.float64(2.0))
+    with pytest.raises(ValueError, match=r"^cutout: got .*, takes an integer from 0 to 256$"):
+        Augmentation(cutout=np.True_)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_means_may_be_a_list_an_array_or_a_tensor(kind):
+    mean, std = (0.5, 0.25, 0.125), (0.25, 0.5, 1.0)
+    assert Normalisation(kind(mean), kind(std)) == Normalisation(mean, std)
+    assert hash(Normalisation(kind(mean), kind(std))) == hash(Normalisation(mean, std))
 
 
 def _unwritten() -> torch.Tensor:

@@ -74,7 +74,12 @@ def run(args: Args) -> int:
         return _draw_all(args)
     if args.what == "gpu":
         return _run_gpu(args)
+    gates.check_measured(wanted, _measurements(args))
     return _measure(args, wanted)
+
+
+def _measurements(args: Args) -> tuple[str, ...]:
+    return MEASUREMENTS if args.what == "all" else (args.what,)
 
 
 def _check(args: Args) -> None:
@@ -138,7 +143,7 @@ def _measure(args: Args, wanted: "list[Gate]") -> int:
     failures: list[str] = []
     with Reporter() as reporter:
         source = find_data(DataConfig(args.dataset, str(args.data or "")), Clock(), reporter)
-        for name in MEASUREMENTS if args.what == "all" else (args.what,):
+        for name in _measurements(args):
             job = _job(args, source, device)
             result = importlib.import_module(f"fastcifar.bench.{name}").measure(job)
             result.about = results.about(words, device, torch.get_num_threads(), load, source.dataset)
