@@ -1,13 +1,14 @@
 # Every target sets up .venv first where that is needed.
 BIN := .venv/bin
 
-.PHONY: help setup speedrun test gpu gates lint types faults audit lock clean
+.PHONY: help setup speedrun test gpu gates lint types guard faults audit lock clean
 
 help:
 	@echo "make speedrun   set up, then train a network to 94 % on CIFAR-10 (ARGS=... are passed on)"
 	@echo "make test       set up, then run the tests"
 	@echo "make gpu        set up, then check and measure a GPU within 10 minutes"
 	@echo "make gates      set up, then measure what two quiet cores must reach, and fail where they do not"
+	@echo "make guard      set up, then run the tests of compiled code with every block of memory guarded"
 	@echo "make faults     set up, then do for 10 minutes what goes wrong, and count"
 	@echo "make audit      set up, then check pins, hashes and known vulnerabilities"
 	@echo "make lint types set up, then ruff and mypy"
@@ -33,6 +34,13 @@ gates: setup
 # A worker for each core: tests use one thread each.
 test: setup
 	$(BIN)/python -m pytest -n auto $(ARGS)
+
+# Tests of compiled code under an allocator that finds what goes beyond a block of memory.
+GUARDED := $(addprefix tests/test_,kernels.py kernels_colour.py kernels_draw.py kernels_errors.py convolution.py direct.py \
+	maps.py products.py optimizers.py models.py pipelines.py training.py)
+guard: setup
+	@$(CC) -O2 -shared -fPIC -o .venv/guard.so tests/guard/guard.c
+	LD_PRELOAD=$(CURDIR)/.venv/guard.so $(BIN)/python -m pytest -n auto $(or $(ARGS),$(GUARDED))
 
 # What goes wrong in the world, done to it: ten minutes, a report at the end. ARGS="--minutes 2 --only fuzz".
 faults: setup

@@ -195,7 +195,8 @@ class TrainConfig:
     """ema and growing_lookahead: share of the average that a step keeps. lookahead: share that 5 steps keep; 0.5 is
     usual."""
     start_from: str = ""
-    """Folder of a run whose weights training starts from (fine-tuning); empty starts anew."""
+    """Folder of a run whose weights training starts from (fine-tuning), but for the last layer's where its classes are
+    others; empty starts anew."""
     early_stop_epochs: int = 0
     """End the run after this many epochs without a better validation accuracy; 0 never does."""
     dtype: str = "auto"

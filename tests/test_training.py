@@ -297,19 +297,34 @@ def test_a_student_learns_from_its_teacher_and_a_run_starts_from_another(folder:
     student = train(small_config(folder, *told, "model.widths=[8, 8, 8]"), tmp_path / "student")
     assert student.tta_accuracy > 0.3
     others = make(tmp_path / "others", "cifar100", num_test=100).path
+    with pytest.raises(ValueError, match=r"distill.teacher: .*teacher tells 10 classes apart, takes one of 100, as he"):
+        train(small_config(others, "data.dataset=cifar100", told[0]), tmp_path / "never")
     for setting in ("distill.teacher", "train.start_from"):
-        with pytest.raises(
-            ValueError, match=rf"{setting}: .*teacher tells 10 classes apart, takes one of 100, as here"
-        ):
-            train(
-                small_config(others, "data.dataset=cifar100", f"{setting}='{tmp_path / 'teacher'}'"), tmp_path / "never"
-            )
         with pytest.raises(ValueError, match=rf"{setting}: nowhere: not a run folder"):
             train(small_config(folder, f"{setting}='nowhere'"), tmp_path / "never")
     start = [f"train.start_from='{tmp_path / 'teacher'}'", "train.epochs=0.1", "optimizer.lr=1e-9"]
     tuned = train(small_config(folder, *start, "optimizer.bias_lr=1e-9", "optimizer.head_lr=1e-9"), tmp_path / "tuned")
     assert tuned.train_accuracy is not None
     assert tuned.train_accuracy > 0.8
+
+
+def test_a_run_for_other_classes_starts_with_another_head(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train(small_config(folder, "train.epochs=0.2"), tmp_path / "first")
+    others = make(tmp_path / "others", "cifar100", num_test=100).path
+    told = ["data.dataset=cifar100", f"train.start_from='{tmp_path / 'first'}'", "train.epochs=0.2", "seed=1"]
+    still = [f"optimizer.{rate}=1e-9" for rate in ("lr", "bias_lr", "head_lr")]
+    train(small_config(others, *told, *still), tmp_path / "second")
+    assert "first tells other classes apart, so the last layer begins anew" in " ".join(capsys.readouterr().out.split())
+    first, second = (load_file(tmp_path / run / "weights.safetensors") for run in ("first", "second"))
+    assert first.keys() == second.keys()
+    assert (len(first["head.weight"]), len(second["head.weight"])) == (10, 100)
+    kept = [name for name in first if "head" not in name and "running" not in name and "num_batches" not in name]
+    assert len(kept) > 10
+    for name in kept:
+        # Muon scales weights to their norm at whatever rate.
+        assert (second[name] - first[name]).norm() <= 0.01 * first[name].norm(), name
 
 
 def test_a_student_of_small_images_has_a_teacher_that_takes_whole_ones(folder: Path, tmp_path: Path) -> None:

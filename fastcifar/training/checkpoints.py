@@ -53,17 +53,22 @@ def read_about(path: Path) -> dict[str, Any]:
     return _read(path, with_tensors=False)[1]
 
 
-def load_weights(path: Path, network: nn.Module) -> None:
-    """Read weights into the network. `ValueError` names the first tensor that is missing, strange or not finite."""
-    tensors, _ = _read(path)
-    expected = network.state_dict()
+def load_weights(path: Path, network: nn.Module, *, without: str = "") -> None:
+    """Read weights into the network, but for those whose names begin with `without`, unless it is empty.
+
+    `ValueError` names the first tensor that is missing, strange or not finite.
+    """
+    tensors, expected = (
+        {name: tensor for name, tensor in named.items() if not without or not name.startswith(without)}
+        for named in (_read(path)[0], network.state_dict())
+    )
     for name in sorted(expected.keys() | tensors.keys()):
         found, wanted = tensors.get(name), expected.get(name)
         if found is None or wanted is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
             raise ValueError(f"{path}: {quote(name)}: found {_shape(found)}, expected {_shape(wanted)}")
         if found.is_floating_point() and not found.isfinite().all():
             raise ValueError(f"{path}: {quote(name)}: found values that are not finite numbers")
-    network.load_state_dict(tensors)
+    network.load_state_dict(tensors, strict=not without)
 
 
 def save_checkpoint(path: Path, state: State, config: str) -> None:

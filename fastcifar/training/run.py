@@ -93,8 +93,7 @@ def fit(
         models.prepare(network, session.device, session.dtype)
     with clock.part("load"):
         if config.train.start_from and not goes_on:
-            other = _other_run("train.start_from", config.train.start_from, session)
-            checkpoints.load_weights(other.weights, network)
+            _start_from(session, network, reporter)
         teacher = _teacher(session)
     if teacher is not None:
         with clock.part("compile"):
@@ -353,24 +352,38 @@ def _sentence(session: Session, network: nn.Module, pipeline: "Pipeline", folder
     return ", ".join(parts)
 
 
-def _other_run(setting: str, path: str, session: Session) -> RunFolder:
-    """The folder of a run that a setting names. `ValueError` where it is none, or of another number of classes."""
+def _other_run(setting: str, path: str) -> tuple[RunFolder, tuple[str, ...]]:
+    """Folder of the run that a setting names, and the classes that its weights tell of. `ValueError` if it is none."""
     try:
         folder = RunFolder.open(Path(path))
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from None
-    theirs, ours = checkpoints.read_about(folder.weights).get("class_names", ()), session.index.class_names
-    if len(theirs) not in (0, len(ours)):
-        raise ValueError(f"{setting}: {path} tells {len(theirs)} classes apart, takes one of {len(ours)}, as here")
-    return folder
+    return folder, tuple(checkpoints.read_about(folder.weights).get("class_names", ()))
+
+
+def _start_from(session: Session, network: nn.Module, reporter: Reporter) -> None:
+    """Put the weights of the run that `train.start_from` names into the network; where its classes are others, all but
+    the head's.
+    """
+    path = session.config.train.start_from
+    folder, classes = _other_run("train.start_from", path)
+    anew = len(classes) > 0 and classes != session.index.class_names
+    checkpoints.load_weights(folder.weights, network, without="head." if anew else "")
+    if anew:
+        reporter.line(f"train.start_from: {path} tells other classes apart, so the last layer begins anew")
 
 
 def _teacher(session: Session) -> nn.Module | None:
     """The network of the run that `distill.teacher` names, in evaluation mode."""
-    if not session.config.distill.teacher:
+    path, num_classes = session.config.distill.teacher, len(session.index.class_names)
+    if not path:
         return None
-    folder = _other_run("distill.teacher", session.config.distill.teacher, session)
+    folder, classes = _other_run("distill.teacher", path)
+    if len(classes) not in (0, num_classes):
+        raise ValueError(
+            f"distill.teacher: {path} tells {len(classes)} classes apart, takes one of {num_classes}, as here"
+        )
     model = replace(folder.read_config().model, max_parameters=0)
-    teacher = to_device(build_network(model, len(session.index.class_names)), session.device)
+    teacher = to_device(build_network(model, num_classes), session.device)
     checkpoints.load_weights(folder.weights, teacher)
     return teacher.requires_grad_(False).eval()
