@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_a_mean_that_only_looks_met_is_missed_and_few_runs_are_a_trial() -> None
     few = record.take_together([card(0.95, 20.0, energy_j=1.0), card(0.951), card(0.952, energy_j=1.0)], 0.94, [{}] * 3)
     assert few.kind == "trial"
     assert (few.wall_first_s, few.wall_rest_s, few.energy_mean_j) == (20.0, 10.0, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "about"),
+    [(["--target", "95"], "95"), (["--target", "60", "--recipe", "resnet4m-fast"], "60_resnet4m-fast")],
+)
+def test_a_record_is_named_by_date_target_recipe_and_device(
+    words: list[str], about: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastcifar.commands.record._record", lambda *_: {})
+    assert main(["record", *words, "--out", "kept"]) == 0
+    assert re.fullmatch(rf"kept/[0-9]{{8}}_{about}_[a-z0-9-]+", json.loads(capsys.readouterr().out)["folder"])
 
 
 def test_a_cold_first_run_is_told_apart_from_the_warm_ones(

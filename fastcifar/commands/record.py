@@ -40,7 +40,7 @@ class Args:
     peer: Option[Path] = None
     """A record script of somebody else's (of airbench's kind), run on this device before each of ours."""
     out: Path = Path("bench/records")
-    """Folder of the records; a new one is written into it, named by date, target and device."""
+    """Folder of the records; a new one is written into it, named by date, target, what --recipe names, and device."""
     name: Option[str] = None
     """Name of the record's folder under --out; that of an earlier record goes on with it."""
 
@@ -61,9 +61,11 @@ def run(args: Args) -> int:
     from fastcifar.training.device import describe, pick_device
 
     clock = Clock()
-    configs.load(_recipe(args), _settings(args, args.seed))  # a wrong setting is said before there is a place
+    config = configs.load(_recipe(args), _settings(args, args.seed))  # what is wrong is said before there is a place
     # Tomorrow the name would be another one: what goes on is told this one.
-    name = args.name or f"{time.strftime('%Y%m%d')}_{args.target:g}_{_slug(describe(pick_device()))}"
+    recipe = [config.name] if args.recipe else []
+    about = f"{args.target:g}", *map(_slug, (*recipe, describe(pick_device())))
+    name = args.name or "_".join((time.strftime("%Y%m%d"), *about))
     args = replace(args, name=name)
     place = args.out / name
     try:
@@ -314,7 +316,7 @@ def _settings(args: Args, seed: int) -> list[str]:
     return [*path, f"seed={seed}", f"target={args.target}", *args.set]
 
 
-def _slug(device: str) -> str:
+def _slug(text: str) -> str:
     import re
 
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
