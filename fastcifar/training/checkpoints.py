@@ -53,13 +53,13 @@ def read_about(path: Path) -> dict[str, Any]:
     return _read(path, with_tensors=False)[1]
 
 
-def load_weights(path: Path, network: nn.Module, *, without: str = "") -> None:
-    """Read weights into the network, but for those whose names begin with `without`, unless it is empty.
+def load_weights(path: Path, network: nn.Module, *, without: tuple[str, ...] = ()) -> None:
+    """Read weights into the network, but for those whose names begin with one of `without`.
 
     `ValueError` names the first tensor that is missing, strange or not finite.
     """
     tensors, expected = (
-        {name: tensor for name, tensor in named.items() if not without or not name.startswith(without)}
+        {name: tensor for name, tensor in named.items() if not name.startswith(without)}
         for named in (_read(path)[0], network.state_dict())
     )
     for name in sorted(expected.keys() | tensors.keys()):

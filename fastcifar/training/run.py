@@ -362,13 +362,11 @@ def _other_run(setting: str, path: str) -> tuple[RunFolder, tuple[str, ...]]:
 
 
 def _start_from(session: Session, network: nn.Module, reporter: Reporter) -> None:
-    """Put the weights of the run that `train.start_from` names into the network; where its classes are others, all but
-    the head's.
-    """
+    """Put in the weights of the run that `train.start_from` names; where its classes are others, not the head's."""
     path = session.config.train.start_from
     folder, classes = _other_run("train.start_from", path)
     anew = len(classes) > 0 and classes != session.index.class_names
-    checkpoints.load_weights(folder.weights, network, without="head." if anew else "")
+    checkpoints.load_weights(folder.weights, network, without=("head.",) if anew else ())
     if anew:
         reporter.line(f"train.start_from: {path} tells other classes apart, so the last layer begins anew")
 

@@ -1,6 +1,6 @@
 /* An allocator that finds what compiled code does beyond the memory it was given; `make guard` preloads it.
  *
- * Each block of GUARD_MIN bytes or more ends where an unmapped page begins, so that reading or writing behind it is a
+ * Each block of LEAST bytes or more ends where an unmapped page begins, so that reading or writing behind it is a
  * fault at that instruction; what alignment leaves between them, and the page's part before the block, holds a pattern
  * that is checked when the block is freed. A freed block is unmapped and its addresses are never used again. Smaller
  * blocks are the C library's. In the manner of Bruce Perens' Electric Fence (1987), which reuses addresses and checks
@@ -18,7 +18,7 @@
 #define PAGE ((size_t)4096)
 #define SPAN ((size_t)32 << 40)
 #define PATTERN 0xA5
-/* What a new block holds, so that what is read unwritten shows: as float32 -2.9e7, as bfloat16 and int64 no less odd. */
+/* What a new block holds, so that what is read unwritten shows: as float32 and bfloat16 -2.7e7. */
 #define UNWRITTEN 0xCB
 #define MAGIC 0x6a09e667f3bcc908ull
 
@@ -34,17 +34,15 @@ struct head {
     size_t size, num_pages;
 };
 
+#define LEAST ((size_t)1024)
 /* Live blocks, of two maps each: Linux allows a process 65,530 maps. Beyond it blocks are the C library's. */
 #define MOST_BLOCKS 24000
 
 static char *span;
 static _Atomic size_t used, num_blocks;
-static size_t least = 1024;
 static int errors = 2;
 
 __attribute__((constructor(101))) static void begin(void) {
-    const char *told = getenv("GUARD_MIN");
-    if (told) least = strtoul(told, NULL, 10);
     void *made = mmap(NULL, SPAN, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (made != MAP_FAILED) span = made;
     errors = dup(2); /* before anybody captures it */
@@ -93,7 +91,7 @@ static void *take(size_t alignment, size_t size) {
 }
 
 static int is_taken(size_t alignment, size_t size) {
-    return span && size >= least && alignment <= PAGE && num_blocks < MOST_BLOCKS;
+    return span && size >= LEAST && alignment <= PAGE && num_blocks < MOST_BLOCKS;
 }
 
 static void give_back(void *block) {
